@@ -1,0 +1,1 @@
+"""adapterhub: Git plus Ollama for LoRA adapters, with an exact algebra."""

@@ -1,0 +1,317 @@
+"""What a base model *is*: a repository, a revision, and the fingerprint of its weights. Does this adapter fit it?
+
+A repository's name is a label, and two models of one shape differ only in their weights. The fingerprint is computed
+from names, shapes and a fixed sample of the values of every tensor, so it depends neither on how the weights are cut
+into files nor on an exact upcast, and it costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from adapterhub.canonical import canonical_bytes, digest_of, parse_object
+from adapterhub.errors import FormatError, NotFoundError
+from adapterhub.formats.peft import AdapterFacts, LoraModule
+from adapterhub.formats.peft_config import looks_like_repo
+from adapterhub.formats.safetensors import FLOATS, TensorFile, TensorInfo
+from adapterhub.fsio import make_directory, write_file
+from adapterhub.manifest import BaseClaim, is_commit
+from adapterhub.words import some
+
+SAMPLES = 64
+"""Values sampled from each tensor, evenly spread from its first to its last."""
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+EMBEDDING_SUFFIXES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+HEAD_NAME = "lm_head.weight"
+
+Comparison = Literal["equal", "different", "unknown"]
+_SNAPSHOT = re.compile(r"models--(?P<repo>.+)/snapshots/(?P<revision>[0-9a-f]{40})/?\Z")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on this machine. `tensors` says where each weight lies; nothing is loaded."""
+
+    path: Path
+    repo: str | None
+    revision: str | None
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def label(self) -> str:
+        """How people call it: the repository where it is known, else the folder's name."""
+        return self.repo or self.path.name
+
+    @cached_property
+    def shards(self) -> tuple[Path, ...]:
+        """The weight files, in order of their names."""
+        return tuple(sorted({info.path for info in self.tensors.values()}))
+
+    @cached_property
+    def embedding(self) -> str | None:
+        """The name of the input embedding's weight."""
+        return next((name for name in sorted(self.tensors) if name.endswith(EMBEDDING_SUFFIXES)), None)
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the head shares the input embedding's weight."""
+        text = self.config.get("text_config")
+        inner = text if isinstance(text, dict) else {}
+        stated = self.config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
+        return HEAD_NAME not in self.tensors if stated is None else bool(stated)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`sha256:` over name, shape and sampled values (as float32) of every tensor, tied duplicates skipped."""
+        rows = []
+        files = {path: TensorFile(path) for path in self.shards}
+        try:
+            samples = {name: _sample(files[info.path], info) for name, info in self.tensors.items()}
+        finally:
+            for file in files.values():
+                file.close()
+        for name, info in sorted(self.tensors.items()):
+            if name == HEAD_NAME and self._repeats_embedding(samples):
+                continue
+            rows.append([name, list(info.shape), samples[name]])
+        return digest_of(canonical_bytes({"fingerprint": 1, "samples": SAMPLES, "tensors": rows}))
+
+    def _repeats_embedding(self, samples: Mapping[str, str]) -> bool:
+        twin = self.embedding
+        if twin is None:
+            return False
+        return samples[twin] == samples[HEAD_NAME] and self.tensors[twin].shape == self.tensors[HEAD_NAME].shape
+
+    @property
+    def claim(self) -> BaseClaim:
+        """What an adapter trained on this base should say."""
+        return BaseClaim(self.repo, self.revision)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Does an adapter fit a base? `reasons` are sentences; with `ok` they are remarks, without it the refusal."""
+
+    ok: bool
+    reasons: tuple[str, ...]
+    modules_found: int
+    modules_total: int
+    fingerprint: Comparison
+    placement: Mapping[str, str]
+    """For every module found: the base tensor its delta is added to."""
+
+
+def read_base(folder: Path, *, repo: str | None = None, revision: str | None = None) -> BaseModel:
+    """The model in `folder`. NotFoundError or FormatError where it is no safetensors model."""
+    folder = folder.resolve()
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise NotFoundError(f"{folder} is no model folder.", why="There is no config.json in it.")
+    config = parse_object(config_path.read_bytes(), f"{folder.name}/config.json")
+    if match := _SNAPSHOT.search(folder.as_posix()):
+        repo = repo or match["repo"].replace("--", "/", 1)
+        revision = revision or match["revision"]
+    return BaseModel(folder, repo, revision if is_commit(revision) else None, config, _tensors(folder))
+
+
+def fits(
+    facts: AdapterFacts,
+    base: BaseModel,
+    *,
+    claim: BaseClaim | None = None,
+    known_fingerprint: str | None = None,
+) -> Verdict:
+    """Whether the adapter's modules are in `base` with the right shapes, and whether the claims agree.
+
+    Args:
+        facts: the adapter's modules and configuration.
+        base: the model at hand.
+        claim: the adapter's claimed base; the configuration's claim when left out.
+        known_fingerprint: of the base it was trained on or checked against before, if any.
+    """
+    claim = claim or facts.config.base
+    placement: dict[str, str] = {}
+    missing, misshapen = [], []
+    for name, module in facts.modules.items():
+        tensor = find_weight(base, name)
+        if tensor is None:
+            missing.append(name)
+        elif (problem := _shape_problem(module, base.tensors[tensor])) is not None:
+            misshapen.append(f"{name}: {problem}")
+        else:
+            placement[name] = tensor
+    comparison: Comparison = "unknown"
+    problems, remarks = [], []
+    if known_fingerprint is not None:
+        comparison = "equal" if known_fingerprint == base.fingerprint else "different"
+    if comparison == "different":
+        problems.append(
+            "the fingerprint of the weights differs: the adapter belongs to "
+            f"{(known_fingerprint or '')[:19]}…, {base.label} is {base.fingerprint[:19]}…"
+        )
+    elif comparison == "unknown":
+        problems += claims_differ(claim, base.claim)
+        if not problems and (claim.repo is None or base.repo is None):
+            remarks.append("its base can't be told by name; only module names and shapes were checked")
+    if missing:
+        problems.append(f"{len(missing)} of {len(facts.modules)} modules are not in {base.label}: {some(missing)}")
+    if misshapen:
+        problems.append(f"{len(misshapen)} modules have other shapes: {some(misshapen)}")
+    return Verdict(
+        ok=not problems,
+        reasons=tuple(problems + remarks),
+        modules_found=len(placement),
+        modules_total=len(facts.modules),
+        fingerprint=comparison,
+        placement=placement,
+    )
+
+
+def claims_differ(one: BaseClaim, other: BaseClaim) -> list[str]:
+    """What two claims are *known* to disagree about: repository or revision. Unknown never disagrees."""
+    if not _comparable(one.repo, other.repo):
+        return []
+    if _label(one.repo) != _label(other.repo):
+        return [f"the repository differs: {one.repo} and {other.repo}"]
+    if one.revision and other.revision and one.revision != other.revision:
+        return [f"the revision of {one.repo} differs: {one.revision[:12]} and {other.revision[:12]}"]
+    return []
+
+
+def find_weight(base: BaseModel, module: str) -> str | None:
+    """The tensor of `base` that the adapter's module stands for, allowing for the outer model's prefix."""
+    prefixes = sorted({name.partition(".")[0] for name in base.tensors})
+    candidates = [module, module.partition(".")[2], *(f"{prefix}.{module}" for prefix in prefixes)]
+    for candidate in candidates:
+        if candidate and f"{candidate}.weight" in base.tensors:
+            return f"{candidate}.weight"
+    if module == HEAD_NAME.removesuffix(".weight") and base.tied:
+        return base.embedding
+    return None
+
+
+def _comparable(one: str | None, other: str | None) -> bool:
+    """Bare names (`gpt2`) are aliases on the Hub, so they are compared among themselves only."""
+    return one is not None and other is not None and ("/" in one) == ("/" in other)
+
+
+def _label(repo: str | None) -> str:
+    return (repo or "").lower()  # the Hub resolves repository names without regard to case
+
+
+def _shape_problem(module: LoraModule, info: TensorInfo) -> str | None:
+    expected = (module.out_features, module.in_features)
+    if module.transposed:
+        expected = expected[::-1]
+    if info.shape == expected:
+        return None
+    return f"the adapter is for {list(expected)}, the base has {list(info.shape)}"
+
+
+def _tensors(folder: Path) -> dict[str, TensorInfo]:
+    index_path, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    if index_path.is_file():
+        weight_map = parse_object(index_path.read_bytes(), INDEX_NAME).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise FormatError(f"{folder.name}/{INDEX_NAME} has no weight_map.")
+        shards = sorted(set(weight_map.values()))
+        if any(Path(shard).name != shard for shard in shards):
+            raise FormatError(f"{folder.name}/{INDEX_NAME} points outside its folder.")
+    elif single.is_file():
+        weight_map, shards = None, [SINGLE_NAME]
+    else:
+        raise NotFoundError(
+            f"{folder} has no safetensors weights.",
+            why=f"Neither {SINGLE_NAME} nor {INDEX_NAME} is there.",
+            hint="Save the model with save_pretrained(..., safe_serialization=True).",
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise NotFoundError(f"The shard {shard} of {folder} is missing.", hint="Fetch the model again.")
+        with TensorFile(folder / shard) as file:
+            tensors.update(file.infos)
+    if weight_map is not None and set(weight_map) != set(tensors):
+        wrong = sorted(set(weight_map) ^ set(tensors))
+        raise FormatError(f"The index of {folder.name} and its shards disagree.", why=f"About: {some(wrong)}.")
+    return tensors
+
+
+def _sample(file: TensorFile, info: TensorInfo) -> str:
+    if info.count == 0:
+        return ""
+    indices = np.linspace(0, info.count - 1, min(SAMPLES, info.count)).astype(np.int64)
+    values = file.take(info.name, indices)
+    if info.dtype in FLOATS:
+        values = values.astype(np.float32) + np.float32(0)  # -0 and 0 are the same weight
+    return hashlib.sha256(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+
+class BaseRegistry:
+    """Where bases lie on *this* machine: one small JSON file for each, outside the store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def records(self) -> list[dict[str, Any]]:
+        """What `base ls` shows: repo, revision, path, fingerprint, parameters."""
+        return [parse_object(path.read_bytes(), path.name) for path in sorted(self.folder.glob("*.json"))]
+
+    def remember(self, base: BaseModel) -> dict[str, Any]:
+        """Records a base; the same folder again replaces its record."""
+        record = {
+            "repo": base.repo,
+            "revision": base.revision,
+            "path": str(base.path),
+            "fingerprint": base.fingerprint,
+            "parameters": sum(info.count for info in base.tensors.values()),
+            "architecture": next(iter(base.config.get("architectures") or []), None),
+        }
+        make_directory(self.folder)
+        key = hashlib.sha256(str(base.path).encode()).hexdigest()[:16]
+        write_file(self.folder / f"{key}.json", json.dumps(record, indent=2).encode(), self.folder)
+        return record
+
+    def open(self, text: str, *, repo: str | None = None, revision: str | None = None) -> BaseModel:
+        """The base `text` means: a folder, a repository remembered here, or one in the Hugging Face cache."""
+        folder = Path(text).expanduser()
+        if folder.is_dir():
+            known = next((r for r in self.records() if r["path"] == str(folder.resolve())), None)
+            if known:
+                repo, revision = repo or known["repo"], revision or known["revision"]
+            return read_base(folder, repo=repo, revision=revision)
+        if not looks_like_repo(text):
+            raise NotFoundError(f"There is no base model at {text}.", hint="adapterhub base add FOLDER_OR_REPO")
+        for record in self.records():
+            same = (record["repo"] or "").lower() == text.lower()
+            if same and (revision is None or record["revision"] in (None, revision)) and Path(record["path"]).is_dir():
+                return read_base(Path(record["path"]), repo=record["repo"], revision=record["revision"])
+        return self._from_hub_cache(text, revision)
+
+    def _from_hub_cache(self, repo: str, revision: str | None) -> BaseModel:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = snapshot_download(repo, revision=revision, local_files_only=True)
+        except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
+            at = f" at revision {revision[:12]}" if revision else ""
+            raise NotFoundError(
+                f"The base model {repo}{at} is not on this machine.",
+                why="It is neither in `adapterhub base ls` nor in the Hugging Face cache.",
+                hint=f"hf download {repo}    or, if you have it in a folder:  adapterhub base add FOLDER --repo {repo}",
+            ) from None
+        return read_base(Path(folder), repo=repo)

@@ -1,0 +1,164 @@
+"""`add`, `ls`, `show`, `checkout`: what goes into the store, what is there, and out again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adapterhub.cli.command import Context, command
+from adapterhub.manifest import Attestation
+from adapterhub.store import Entry, Resolved, Store
+from adapterhub.words import human_count, human_size, short
+
+LS_COLUMNS = ("name", "digest", "kind", "base", "rank", "alpha", "targets", "size", "added")
+
+
+@command
+def add(
+    ctx: Context,
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder written by PEFT's save_pretrained.")],
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="[namespace/]name[:tag]; by default the folder's name.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder or repository of the base model to check it against.")
+    ] = None,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Add it although it doesn't fit the base; this is recorded.")
+    ] = False,
+    move: Annotated[bool, typer.Option("--move", help="Point an existing name at the new adapter.")] = False,
+) -> None:
+    """Put an adapter into the store."""
+    with ctx.out.progress(f"Adding {source}"):
+        added = ctx.store.add_folder(
+            source, name=name, base=base, allow_mismatch=allow_mismatch, move=move, note=ctx.out.note
+        )
+    if not added.created:
+        ctx.out.note(f"{added.name} was this adapter already; nothing changed")
+    ctx.out.record(
+        {"name": str(added.name), "digest": added.digest, "created": added.created, "notes": list(added.notes)},
+        ids=("digest",),
+    )
+
+
+@command
+def ls(
+    ctx: Context,
+    query: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
+) -> None:
+    """List the adapters."""
+    rows = [describe(entry) for entry in ctx.store.entries() if query is None or query.lower() in str(entry.name).lower()]
+    if not rows:
+        ctx.out.note("No adapter matches." if query else "The store is empty. Add an adapter: adapterhub add FOLDER")
+    shown = [{**row, "digest": short(row["digest"]), "size": human_size(row["size"])} for row in rows]
+    ctx.out.table(rows if ctx.out.mode == "json" else shown, LS_COLUMNS)
+
+
+@command
+def show(
+    ctx: Context,
+    name: Annotated[str, typer.Argument(help="A name, or @digest.")],
+    modules: Annotated[bool, typer.Option("--modules", help="List every module with its rank, shape and scale.")] = False,
+) -> None:
+    """Show everything known about an adapter."""
+    resolved = ctx.store.resolve(name)
+    record = details(ctx.store, resolved, modules=modules)
+    ctx.out.record(record, ids=("digest",))
+
+
+@command
+def checkout(
+    ctx: Context,
+    name: Annotated[str, typer.Argument(help="A name, or @digest.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or be empty.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Write an adapter as a PEFT folder of your own."""
+    resolved = ctx.store.resolve(name)
+    ctx.store.checkout(resolved, folder, overwrite=overwrite)
+    ctx.out.record({"name": resolved.label, "digest": resolved.digest, "folder": str(folder)}, ids=("folder",))
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """One row of `ls`."""
+    manifest, lora = entry.manifest, entry.manifest.lora
+    return {
+        "name": str(entry.name),
+        "digest": entry.digest,
+        "kind": manifest.kind,
+        "base": manifest.base.repo,
+        "revision": manifest.base.revision,
+        "rank": lora.rank if lora else None,
+        "alpha": lora.alpha if lora else None,
+        "targets": lora.targets if lora else None,
+        "parameters": lora.parameters if lora else None,
+        "dtype": lora.dtype if lora else None,
+        "size": manifest.size,
+        "content": manifest.content,
+        "added": entry.added,
+    }
+
+
+def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[str, Any]:
+    """Everything known about an adapter, as `show` prints it: manifest, names, attestations and remarks."""
+    manifest = resolved.manifest
+    facts = store.facts(resolved)
+    record: dict[str, Any] = {
+        "name": resolved.label,
+        "digest": resolved.digest,
+        "names": [str(entry) for entry, digest in store.refs.all() if digest == resolved.digest],
+        "kind": manifest.kind,
+        "base": {
+            "repo": manifest.base.repo,
+            "revision": manifest.base.revision,
+            "fingerprint": store.known_fingerprint(resolved.digest),
+            "claimed": facts.config.claimed_base,
+            "trained_on": manifest.base.trained_on,
+        },
+        "content": manifest.content,
+        "size": human_size(manifest.size),
+        "files": [{"path": entry.path, "size": human_size(entry.size), "digest": short(entry.digest)} for entry in manifest.files],
+    }
+    if manifest.lora is not None:
+        lora = manifest.lora
+        record["lora"] = {
+            "rank": lora.rank,
+            "alpha": lora.alpha,
+            "scaling": sorted({round(module.scaling, 6) for module in facts.modules.values()}),
+            "targets": lora.targets,
+            "modules": lora.modules,
+            "parameters": human_count(lora.parameters),
+            "dtype": lora.dtype,
+            "use_rslora": lora.use_rslora,
+            "use_dora": lora.use_dora,
+            "rank_pattern": lora.rank_pattern,
+            "alpha_pattern": lora.alpha_pattern,
+            "bias": lora.bias,
+            "modules_to_save": lora.modules_to_save,
+        }
+        ranks = Counter(module.rank for module in facts.modules.values())
+        if len(ranks) > 1:
+            record["lora"]["ranks"] = {str(rank): f"{count} modules" for rank, count in sorted(ranks.items())}
+    if beyond := facts.beyond_lora():
+        record["beyond plain LoRA"] = beyond
+    attestations = store.attestations(resolved.digest)
+    record["notes"] = list(dict.fromkeys([*facts.notes, *_noted(attestations)]))
+    record["attestations"] = {f"{item.type} {item.created}": dict(item.body) for item in attestations}
+    if modules:
+        record["modules"] = [
+            {
+                "module": module.name,
+                "rank": module.rank,
+                "shape": f"{module.out_features}x{module.in_features}",
+                "scaling": round(module.scaling, 6),
+            }
+            for module in facts.modules.values()
+        ]
+    return record
+
+
+def _noted(attestations: list[Attestation]) -> list[str]:
+    return [str(note) for item in attestations if item.type == "provenance" for note in item.body.get("notes", [])]

@@ -1,0 +1,243 @@
+"""The one sink for everything the command line says.
+
+stdout is data: a table or record for people, `--json` for programs, bare ids with `-q`. stderr is everything else:
+remarks, warnings, progress, errors. Tables and colour are for terminals; a pipe gets tab-separated lines, complete.
+Strings may come from strangers' files, so they are never read as markup, and control characters are made visible.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, Literal, Protocol
+
+from adapterhub.errors import AdapterHubError, UsageError
+
+Mode = Literal["human", "json", "quiet"]
+
+# C0, DEL, C1, and the marks that reorder text (bidi), so that a name can't pretend to be another.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(value: object, *, keep_newlines: bool = False) -> str:
+    """`value` as text that can't command a terminal."""
+
+    def visible(match: re.Match[str]) -> str:
+        found = match[0]
+        return found if keep_newlines and found == "\n" else f"\\x{ord(found):02x}"
+
+    return _CONTROL.sub(visible, str(value))
+
+
+class Progress(Protocol):
+    """A running piece of work, shown on stderr."""
+
+    def advance(self, amount: float = 1, **status: object) -> None:
+        """`amount` more units are done; `status` (loss=1.2, ...) is shown beside the bar."""
+
+    def update(self, text: str) -> None:
+        """Says what is being done now."""
+
+
+class Output:
+    """Prints what a command has to say, in one of three modes."""
+
+    def __init__(self, mode: Mode = "human", *, stdout: IO[str] | None = None, stderr: IO[str] | None = None) -> None:
+        self.mode = mode
+        self._stdout = stdout or sys.stdout
+        self._stderr = stderr or sys.stderr
+
+    # Data: stdout
+
+    def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, ids: str = "name", title: str = "") -> None:
+        """Rows as a table, a JSON array, or the `ids` column. JSON holds every key of a row, the table only `columns`."""
+        if self.mode == "json":
+            self._print_json(list(rows))
+        elif self.mode == "quiet":
+            for row in rows:
+                self._line(clean(row[ids]))
+        elif self._stdout.isatty():
+            self._rich_table(rows, columns, title)
+        else:
+            self._line("\t".join(columns))
+            for row in rows:
+                self._line("\t".join(clean(_shown(row.get(column))) for column in columns))
+
+    def record(self, record: Mapping[str, Any], *, ids: Sequence[str] = (), title: str = "") -> None:
+        """One thing: `key: value` lines, a JSON object, or the values of the keys `ids`."""
+        if self.mode == "json":
+            self._print_json(dict(record))
+        elif self.mode == "quiet":
+            for key in ids:
+                self._line(clean(record[key]))
+        else:
+            if title:
+                self._line(clean(title))
+            self._lines(record, "")
+
+    def text(self, text: str) -> None:
+        """Words for people only (a drawing, a command line); nothing in the other modes."""
+        if self.mode == "human":
+            for line in text.split("\n"):
+                self._line(clean(line))
+
+    # Everything else: stderr
+
+    def note(self, text: str) -> None:
+        """A remark; not with -q."""
+        if self.mode != "quiet":
+            self._say("", text)
+
+    def warn(self, text: str) -> None:
+        """Something a person should know before relying on the result."""
+        self._say("warning: ", text, "yellow")
+
+    def error(self, error: AdapterHubError) -> None:
+        """What happened, why, and what to type next."""
+        if self.mode == "json":
+            body = {"what": error.what, "why": error.why, "hint": error.hint, "exit_code": int(error.exit_code)}
+            self._stderr.write(json.dumps({"error": body}, ensure_ascii=False) + "\n")
+            return
+        self._say("error: ", error.what, "bold red")
+        for part in (error.why, error.hint):
+            if part:
+                self._say("  ", part)
+
+    @contextmanager
+    def progress(self, description: str, total: float | None = None) -> Iterator[Progress]:
+        """Shows work of `total` units while the block runs."""
+        if self.mode == "human" and self._stderr.isatty():
+            with _bar(self._console(self._stderr), description, total) as bar:
+                yield bar
+        else:
+            yield _Lines(self, description)
+
+    def confirm(self, question: str, *, yes: bool, flag: str = "--yes") -> None:
+        """Asks before something is destroyed; off a terminal refuses unless `yes`, naming the flag."""
+        if yes:
+            return
+        if not sys.stdin.isatty() or not self._stderr.isatty():
+            raise UsageError(f"{question} This needs a yes.", hint=f"Say it with {flag}.")
+        self._stderr.write(clean(question) + " [y/N] ")
+        self._stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UsageError("Nothing was done.")
+
+    # How
+
+    def _print_json(self, value: object) -> None:
+        self._line(json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False))
+
+    def _line(self, text: str) -> None:
+        self._stdout.write(text + "\n")
+
+    def _say(self, label: str, text: str, style: str = "") -> None:
+        words = clean(text, keep_newlines=True)
+        if self._stderr.isatty():
+            from rich.text import Text
+
+            self._console(self._stderr).print(Text(label, style=style) + Text(words), soft_wrap=True)
+        else:
+            self._stderr.write(label + words + "\n")
+        self._stderr.flush()
+
+    def _lines(self, record: Mapping[str, Any], indent: str) -> None:
+        width = max((len(key) for key in record), default=0)
+        for key, value in record.items():
+            if isinstance(value, Mapping):
+                self._line(f"{indent}{clean(key)}")
+                self._lines(value, indent + "  ")
+            elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+                self._line(f"{indent}{clean(key)}")
+                for item in value:
+                    self._line(f"{indent}  " + "  ".join(clean(_shown(part)) for part in item.values()))
+            else:
+                self._line(f"{indent}{clean(key):<{width}}  {clean(_shown(value))}".rstrip())
+
+    def _rich_table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str) -> None:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+        for column in columns:
+            numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(clean(_shown(row.get(column)), keep_newlines=True)) for column in columns))
+        self._console(self._stdout).print(table)
+
+    def _console(self, stream: IO[str]) -> Any:
+        from rich.console import Console
+
+        return Console(file=stream, highlight=False, markup=False, emoji=False, no_color="NO_COLOR" in os.environ)
+
+
+def _shown(value: object) -> str:
+    """A value as people read it in a cell."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(item) for item in value) or "–"
+    return str(value)
+
+
+class _Lines:
+    """Progress where there is no terminal: a line when it begins, and one at most every ten seconds."""
+
+    _SECONDS = 10.0
+
+    def __init__(self, out: Output, description: str) -> None:
+        self._out = out
+        self._description = description
+        self._done = 0.0
+        self._last = time.monotonic()
+        out.note(f"{description} …")
+
+    def advance(self, amount: float = 1, **status: object) -> None:
+        self._done += amount
+        if time.monotonic() - self._last >= self._SECONDS:
+            self._last = time.monotonic()
+            extra = "".join(f"  {key} {_shown(value)}" for key, value in status.items())
+            self._out.note(f"{self._description}: {self._done:g}{extra}")
+
+    def update(self, text: str) -> None:
+        self._description = text
+
+
+class _Bar:
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar = bar
+        self._task = task
+
+    def advance(self, amount: float = 1, **status: object) -> None:
+        extra = "  ".join(f"{key} {_shown(value)}" for key, value in status.items())
+        self._bar.update(self._task, advance=amount, **({"status": clean(extra)} if extra else {}))
+
+    def update(self, text: str) -> None:
+        self._bar.update(self._task, description=clean(text))
+
+
+@contextmanager
+def _bar(console: Any, description: str, total: float | None) -> Iterator[_Bar]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
+    )
+    with RichProgress(*columns, console=console, transient=True) as bar:
+        yield _Bar(bar, bar.add_task(clean(description), total=total, status=""))

@@ -1,0 +1,65 @@
+"""`tag`, `rm`, `log`: names and their history."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from adapterhub.cli.command import Context, command
+from adapterhub.errors import NotFoundError
+from adapterhub.names import Name, parse_name
+from adapterhub.words import short
+
+
+@command
+def tag(
+    ctx: Context,
+    source: Annotated[str, typer.Argument(metavar="NAME", help="A name, or @digest.")],
+    target: Annotated[str, typer.Argument(metavar="NEW_NAME", help="Another name or tag: tone:prod, support/tone.")],
+    move: Annotated[bool, typer.Option("--move", help="Move the new name if another adapter has it.")] = False,
+) -> None:
+    """Give an adapter another name or tag."""
+    resolved, name = ctx.store.resolve(source), parse_name(target)
+    created = ctx.store.tag(resolved, name, move=move)
+    if not created:
+        ctx.out.note(f"{name} was this adapter already; nothing changed")
+    ctx.out.record({"name": str(name), "digest": resolved.digest, "created": created}, ids=("digest",))
+
+
+@command
+def rm(
+    ctx: Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="name (all its tags) or name:tag.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+) -> None:
+    """Remove names. The adapters themselves stay in the store."""
+    targets: list[Name] = []
+    for text in names:
+        name = parse_name(text)
+        found = [name] if ":" in text else ctx.store.tags_of(name.path)
+        if not found:
+            ctx.store.refs.require(name)
+        targets += [entry for entry in found if entry not in targets]
+    ctx.out.confirm(f"Remove {', '.join(map(str, targets))}?", yes=yes)
+    removed = ctx.store.remove(targets)
+    for name, digest in removed:
+        ctx.out.note(f"{name} was @{short(digest)}; to have it back: adapterhub tag @{short(digest)} {name}")
+    ctx.out.table([{"name": str(name), "digest": digest} for name, digest in removed], ("name", "digest"))
+
+
+@command
+def log(
+    ctx: Context,
+    name: Annotated[str | None, typer.Argument(help="Only the changes of this name, all tags.")] = None,
+) -> None:
+    """Show every change of a name, newest first."""
+    wanted = parse_name(name) if name else None
+    rows = [asdict(change) for change in reversed(ctx.store.log(wanted))]
+    if wanted is not None and not rows:
+        ctx.store.refs.require(wanted)
+        raise NotFoundError(f"The journal knows nothing of {wanted}.")
+    if ctx.out.mode == "human":
+        rows = [{**row, **{key: short(row[key]) if row[key] else None for key in ("before", "after")}} for row in rows]
+    ctx.out.table(rows, ("time", "op", "ref", "before", "after", "who", "why"), ids="ref")

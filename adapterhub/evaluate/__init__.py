@@ -1,0 +1,10 @@
+"""Is it better than the base? Held-out perplexity and one greedy answer for each adapter, with one base in memory.
+
+The idea to know: perplexity is taken over exactly the positions training would take its loss over (the answers, stop
+token included) and over rows that were never trained on, both derived from the data file alone (`adapterhub.data`).
+"""
+
+from adapterhub.evaluate.run import BASE, EvalRow, evaluate
+from adapterhub.evaluate.scoring import Score, score
+
+__all__ = ["BASE", "EvalRow", "Score", "evaluate", "score"]

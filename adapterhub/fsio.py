@@ -1,0 +1,176 @@
+"""Durable file operations: the only place that knows how a file comes into being without ever being half there.
+
+Everything is written to a process-unique temporary file on the same file system, flushed to the disk, renamed, and the
+directory flushed too: after a power cut a name holds the old bytes or the new ones, never some of each.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub.errors import OutOfSpaceError
+
+CHUNK = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A copy in the temporary area: its path, `sha256:` digest and size."""
+
+    path: Path
+    digest: str
+    size: int
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turns "disk full" and "quota exceeded" into OutOfSpaceError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutOfSpaceError(
+                f"There is no space left for {where}.",
+                why="Nothing was changed, and the temporary file is gone.",
+                hint="Make room (df -h), then run the same command again.",
+            ) from error
+        raise
+
+
+def temporary_name(stem: str = "") -> str:
+    """A name no other process uses."""
+    return f"{stem}.{os.getpid()}.{secrets.token_hex(6)}.tmp"
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes the entries of a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """`mkdir -p`, with every new entry made durable."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        with suppress(FileExistsError):
+            directory.mkdir()
+        fsync_directory(directory.parent)
+
+
+def stage_copy(source: Path, area: Path) -> Staged:
+    """Copies `source` into `area`, hashing on the way; the copy is flushed and its length checked.
+
+    Raises OSError when the source changes its length meanwhile; nothing is left behind on any failure.
+    """
+    target = area / temporary_name()
+    try:
+        with disk_errors(area), source.open("rb") as reader, target.open("xb") as writer:
+            sha, size = hashlib.sha256(), 0
+            announced = os.fstat(reader.fileno()).st_size
+            while chunk := reader.read(CHUNK):
+                sha.update(chunk)
+                writer.write(chunk)
+                size += len(chunk)
+            if size != announced:
+                raise OSError(f"{source} changed while it was read: {announced} bytes announced, {size} read")
+            writer.flush()
+            os.fsync(writer.fileno())
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return Staged(target, "sha256:" + sha.hexdigest(), size)
+
+
+def write_file(path: Path, data: bytes, area: Path, mode: int = 0o644) -> None:
+    """Writes `path` atomically and durably through a temporary file in `area` (same file system)."""
+    temporary = area / temporary_name()
+    try:
+        with disk_errors(path), temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), mode)
+        publish(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Gives a flushed temporary file its name, durably."""
+    with disk_errors(path):
+        make_directory(path.parent)
+        os.replace(temporary, path)
+        fsync_directory(path.parent)
+
+
+def clone_or_copy(source: Path, target: Path) -> None:
+    """A private copy of `source`: shares blocks where the file system can (reflink), never the inode."""
+    with disk_errors(target), source.open("rb") as reader, target.open("xb") as writer:
+        if not _reflink(reader.fileno(), writer.fileno()):
+            shutil.copyfileobj(reader, writer, CHUNK)
+
+
+def _reflink(source: int, target: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return False
+    ficlone = 0x40049409  # linux/fs.h
+    try:
+        fcntl.ioctl(target, ficlone, source)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder that appears under its final name whole, or not at all.
+
+    Yields a temporary sibling to fill; on success it is renamed to `target`, and an existing `target` (allowed only
+    with `overwrite`) is removed after the new one is in place. On any failure or Ctrl-C it is removed.
+    """
+    target = target.absolute()
+    make_directory(target.parent)
+    building = target.parent / temporary_name(f".{target.name}")
+    building.mkdir()
+    try:
+        yield building
+        for root, _, files in os.walk(building):
+            for name in files:
+                _flush(Path(root) / name)
+            fsync_directory(Path(root))
+        old = target.parent / temporary_name(f".{target.name}.old")
+        if overwrite and target.exists():
+            os.rename(target, old)
+        elif target.is_dir():
+            target.rmdir()  # only an empty folder may give way
+        os.rename(building, target)
+        fsync_directory(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,103 @@
+"""A stored adapter opened for arithmetic: its modules, and their factors as float32 arrays when they are wanted.
+
+numpy only, so that comparing adapters needs no torch. The bytes are hashed again on opening: what is computed with is
+what was added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adapterhub.errors import IncompatibleError
+from adapterhub.formats.peft import AdapterFacts, LoraModule, require_plain
+from adapterhub.formats.safetensors import TensorFile
+from adapterhub.store import Resolved, Store
+from adapterhub.words import some
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """delta = b @ a, with b (out, rank) carrying the scale and a (rank, in)."""
+
+    b: Array
+    a: Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An open adapter. `facts.modules` says what there is; `factors` reads one module."""
+
+    resolved: Resolved
+    facts: AdapterFacts
+    file: TensorFile
+
+    @property
+    def label(self) -> str:
+        return self.resolved.label
+
+    @property
+    def modules(self) -> Mapping[str, LoraModule]:
+        return self.facts.modules
+
+    def factors(self, name: str) -> Factors:
+        """The factors of module `name`, widened to float32, the scale alpha/r multiplied into B."""
+        module = self.modules[name]
+        b = self.file.array(module.b.name).astype(np.float32)  # (out, rank)
+        a = self.file.array(module.a.name).astype(np.float32)  # (rank, in)
+        b *= np.float32(module.scaling)
+        return Factors(b, a)
+
+
+@contextmanager
+def opened(store: Store, parents: Sequence[Resolved], operation: str) -> Iterator[list[Adapter]]:
+    """The parents, verified and open while the block runs.
+
+    Raises UnsupportedError, naming what `operation` ("merged", "exported", ...) can't honour, and IncompatibleError
+    where two of them change a module of one name in different shapes.
+    """
+    with ExitStack() as stack:
+        adapters = []
+        for resolved in parents:
+            facts = store.facts(resolved)
+            require_plain(facts, resolved.label, operation)
+            adapters.append(Adapter(resolved, facts, stack.enter_context(store.tensors(resolved, verify=True))))
+        _require_same_shapes(adapters)
+        yield adapters
+
+
+def all_modules(adapters: Sequence[Adapter]) -> list[str]:
+    """The modules that any of the adapters changes, in order of their names."""
+    return sorted({name for adapter in adapters for name in adapter.modules})
+
+
+def _require_same_shapes(adapters: Sequence[Adapter]) -> None:
+    first: dict[str, tuple[Adapter, LoraModule]] = {}
+    problems = []
+    for adapter in adapters:
+        for name, module in adapter.modules.items():
+            owner, other = first.setdefault(name, (adapter, module))
+            mine = (module.out_features, module.in_features, module.transposed, module.embedding)
+            theirs = (other.out_features, other.in_features, other.transposed, other.embedding)
+            if mine != theirs:
+                problems.append(f"{name}: {owner.label} has {list(theirs[:2])}, {adapter.label} has {list(mine[:2])}")
+    if problems:
+        raise IncompatibleError(
+            f"{adapters[0].label} and the others are not for the same model.",
+            why=f"Modules of one name differ in shape or orientation: {some(problems)}.",
+        )

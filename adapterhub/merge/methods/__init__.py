@@ -1,0 +1,1 @@
+"""The kernels of the merge methods, one file a family."""

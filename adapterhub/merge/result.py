@@ -1,0 +1,84 @@
+"""A merged adapter as a PEFT folder. The scale is in the factors, so alpha equals the rank everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub.formats.peft import WEIGHTS_NAME
+from adapterhub.formats.peft_config import CONFIG_NAME
+from adapterhub.fsio import disk_errors
+from adapterhub.lora.adapter import Adapter
+from adapterhub.manifest import BaseClaim
+from adapterhub.merge.engine import MergedAdapter
+
+_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parents_dtype(adapters: Sequence[Adapter]) -> str:
+    """The dtype the parents share, float32 where they differ or can't be written (float8, float64)."""
+    found = {adapter.facts.dtype for adapter in adapters}
+    dtype = found.pop() if len(found) == 1 else "float32"
+    return dtype if dtype in _TORCH_DTYPES else "float32"
+
+
+def write_folder(
+    folder: Path, merged: MergedAdapter, parents: Sequence[Adapter], base: BaseClaim, dtype: str
+) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors into the existing `folder`."""
+    from safetensors.torch import save_file
+
+    embedding = {name for parent in parents for name, module in parent.modules.items() if module.embedding}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (b, a) in merged.factors.items():
+        roles = ("lora_embedding_A", "lora_embedding_B") if name in embedding else ("lora_A.weight", "lora_B.weight")
+        for role, factor in zip(roles, (a, b), strict=True):
+            tensors[f"base_model.model.{name}.{role}"] = factor.to(_TORCH_DTYPES[dtype]).contiguous()
+    with disk_errors(folder):
+        (folder / CONFIG_NAME).write_text(json.dumps(_config(merged, parents, base), indent=2, sort_keys=True) + "\n")
+        save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _config(merged: MergedAdapter, parents: Sequence[Adapter], base: BaseClaim) -> dict[str, Any]:
+    ranks = {report.module: report.rank for report in merged.modules}
+    # Ties go to the larger rank, so that the file doesn't depend on the order of the modules.
+    rank = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]))[0]
+    other = {module: found for module, found in sorted(ranks.items()) if found != rank}
+    tasks = {parent.facts.document.get("task_type") for parent in parents}
+    return {
+        "peft_type": "LORA",
+        "task_type": tasks.pop() if len(tasks) == 1 else None,
+        "base_model_name_or_path": base.repo,
+        "revision": base.revision,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": _targets(ranks, parents),
+        "fan_in_fan_out": any(parent.facts.config.fan_in_fan_out for parent in parents),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
+
+
+def _targets(ranks: Mapping[str, int], parents: Sequence[Adapter]) -> list[str]:
+    """Short names where they mean exactly these modules; full names where they would take in others too."""
+    suffixes = {name.rpartition(".")[2] for name in ranks}
+    short_enough = all(
+        set(parent.modules) == set(ranks)
+        and set(parent.facts.config.target_modules) == suffixes
+        and not parent.facts.document.get("layers_to_transform")
+        and not parent.facts.document.get("exclude_modules")
+        for parent in parents
+    )
+    return sorted(suffixes) if short_enough else sorted(ranks)

@@ -1,0 +1,63 @@
+"""Long work as a run: a folder with the recipe, what happened (`events.jsonl`), and the outcome.
+
+The progress bar, the logs and the live screens all read the same events, so closing one of them never changes the work.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from adapterhub.fsio import make_directory
+
+Outcome = Literal["done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; `path` holds recipe.json, events.jsonl and whatever the work leaves."""
+
+    id: str
+    path: Path
+
+    @classmethod
+    def create(cls, runs: Path, kind: str, recipe: Mapping[str, Any]) -> Run:
+        """Makes the folder of a new run below `runs` and records its recipe."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        name = f"{kind}-{stamp}-{secrets.token_hex(3)}"
+        run = cls(name, runs / name)
+        make_directory(run.path)
+        (run.path / "recipe.json").write_text(json.dumps(recipe, indent=2, default=str))
+        run.event("started", kind=kind)
+        return run
+
+    def event(self, what: str, **fields: object) -> None:
+        """Appends one line: {"time", "event", ...}."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": what, **fields}
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+
+    def finish(self, outcome: Outcome, **fields: object) -> None:
+        """The last event."""
+        self.event(outcome, **fields)
+
+
+@contextmanager
+def running(runs: Path, kind: str, recipe: Mapping[str, Any]) -> Iterator[Run]:
+    """A run whose outcome is recorded however the block ends."""
+    run = Run.create(runs, kind, recipe)
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.finish("interrupted")
+        raise
+    except BaseException as error:
+        run.finish("failed", error=str(error))
+        raise
+    run.finish("done")

@@ -1,0 +1,43 @@
+"""Locks between processes: shared while adding, exclusive while refs change.
+
+`flock` is released by the kernel when its holder dies, so a killed process never leaves a locked store behind.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapterhub.errors import StoreLockedError
+
+WAIT_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+
+
+@contextmanager
+def locked(path: Path, *, exclusive: bool, wait: float | None = None) -> Iterator[None]:
+    """Holds the lock file `path`; StoreLockedError after `wait` seconds (default: `$ADAPTERHUB_LOCK_WAIT` or 30)."""
+    import fcntl
+
+    patience = float(os.environ.get("ADAPTERHUB_LOCK_WAIT", WAIT_SECONDS)) if wait is None else wait
+    deadline = time.monotonic() + patience
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise StoreLockedError(
+                        f"Another adapterhub is changing the store at {path.parent}.",
+                        why=f"Its lock was not released within {patience:g} seconds.",
+                        hint="Wait for it to finish (ps aux | grep adapterhub), then run the same command again.",
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,198 @@
+"""Refs and their journal: which name means which digest, and every change of that since the store was made.
+
+A change is journalled first and the ref is written last, both durable; where the two disagree after a crash, the ref
+is right, and the journal still knows both digests.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from adapterhub.canonical import DIGEST_PREFIX
+from adapterhub.errors import ConflictError, NotFoundError, StoreDamagedError
+from adapterhub.fsio import disk_errors, fsync_directory, make_directory, write_file
+from adapterhub.names import Name, parse_name
+from adapterhub.store.layout import NO_NAMESPACE, Layout
+from adapterhub.store.locks import locked
+from adapterhub.words import did_you_mean, short
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of the journal. `before` and `after` are digests; None where the ref did not or does not exist."""
+
+    time: str
+    who: str
+    op: str
+    ref: str
+    before: str | None
+    after: str | None
+    why: str
+
+
+class Refs:
+    """Reads and changes the refs of one store."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def read(self, name: Name) -> str | None:
+        """The digest `name` means, or None. StoreDamagedError when the file isn't one digest."""
+        path = self._layout.ref(name)
+        try:
+            text = path.read_text("ascii").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UnicodeDecodeError:
+            text = ""
+        digits = text.removeprefix(DIGEST_PREFIX)
+        if not text.startswith(DIGEST_PREFIX) or len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
+            raise StoreDamagedError(
+                f"The ref {name} is damaged.",
+                why=f"{path} doesn't hold a digest.",
+                hint=f"`adapterhub log {name}` knows what it was; set it again: adapterhub tag @DIGEST {name} --move",
+            )
+        return text
+
+    def all(self) -> list[tuple[Name, str]]:
+        """Every name and its digest, in order."""
+        found = []
+        for path in sorted(self._layout.refs.glob("*/*/*")):
+            namespace, name, tag = path.relative_to(self._layout.refs).parts
+            entry = Name("" if namespace == NO_NAMESPACE else namespace, name, tag)
+            if (digest := self.read(entry)) is not None:
+                found.append((entry, digest))
+        return found
+
+    def require(self, name: Name) -> str:
+        """The digest `name` means; NotFoundError with the nearest names when there is none."""
+        digest = self.read(name)
+        if digest is None:
+            known = [str(other) for other, _ in self.all()]
+            same_last = [other for other in known if parse_name(other).name == name.name]
+            guess = f"Did you mean {' or '.join(same_last[:3])}?" if same_last else did_you_mean(str(name), known)
+            raise NotFoundError(
+                f"There is no adapter named {name}.",
+                why=guess,
+                hint="`adapterhub ls` shows all names." if known else "The store is empty: adapterhub add FOLDER",
+            )
+        return digest
+
+    @contextmanager
+    def changing(self) -> Iterator[Transaction]:
+        """The right to change refs, for one process at a time."""
+        make_directory(self._layout.journal.parent)
+        with locked(self._layout.journal, exclusive=True):
+            yield Transaction(self, self._layout)
+
+    def journal(self) -> list[Change]:
+        """Every change, oldest first. A torn last line (a crash while appending) is no change."""
+        try:
+            data = self._layout.journal.read_bytes()
+        except FileNotFoundError:
+            return []
+        changes = []
+        for line in data.split(b"\n")[:-1]:
+            with suppress(msgspec.MsgspecError):
+                changes.append(msgspec.json.decode(line, type=Change))
+        return changes
+
+
+class Transaction:
+    """Changes made under the journal's lock."""
+
+    def __init__(self, refs: Refs, layout: Layout) -> None:
+        self._refs = refs
+        self._layout = layout
+
+    def set(self, name: Name, digest: str, *, op: str, why: str, move: bool) -> bool:
+        """Points `name` at `digest`; False when it did already. ConflictError for another digest without `move`."""
+        before = self.check(name, digest, move=move)
+        if before == digest:
+            return False
+        self._record(Change(now(), _who(), op, str(name), before, digest, why))
+        write_file(self._layout.ref(name), f"{digest}\n".encode(), self._layout.tmp)
+        return True
+
+    def check(self, name: Name, digest: str, *, move: bool) -> str | None:
+        """What `name` means now; ConflictError where `set` would refuse."""
+        before = self._refs.read(name)
+        if before not in (None, digest) and not move:
+            raise ConflictError(
+                f"The name {name} is taken by another adapter ({short(before)}).",
+                why=f"The new one is {short(digest)}.",
+                hint=f"Choose another name with --name, or move this one: --move (the old one stays as @{short(before)})",
+            )
+        self._refuse_case_twin(name)
+        return before
+
+    def delete(self, name: Name, *, op: str, why: str) -> str:
+        """Removes a ref and returns the digest it had."""
+        before = self._refs.require(name)
+        self._record(Change(now(), _who(), op, str(name), before, None, why))
+        path = self._layout.ref(name)
+        path.unlink()
+        fsync_directory(path.parent)
+        for empty in (path.parent, path.parent.parent):
+            with suppress(OSError):
+                empty.rmdir()
+        return before
+
+    def _refuse_case_twin(self, name: Name) -> None:
+        """Two names that differ in case only would be one file on macOS and Windows."""
+        folder = self._layout.refs
+        for part in (name.namespace or NO_NAMESPACE, name.name, name.tag):
+            for other in os.listdir(folder) if folder.is_dir() else []:
+                if other != part and other.lower() == part.lower():
+                    raise ConflictError(
+                        f"{name} has the part '{part}', which differs from the existing '{other}' in case only.",
+                        why="On some file systems those are the same name.",
+                        hint="Choose another name with --name.",
+                    )
+            folder /= part
+
+    def _record(self, change: Change) -> None:
+        line = json.dumps(asdict(change), ensure_ascii=False).encode() + b"\n"
+        path = self._layout.journal
+        with disk_errors(path), path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                torn = file.read(1) != b"\n"  # a crash left half a line: close it, so that this one can be read
+                line = b"\n" + line if torn else line
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                _cut_back(path, end)
+                raise
+        fsync_directory(path.parent)
+
+
+def _cut_back(path: Path, length: int) -> None:
+    with suppress(OSError):
+        os.truncate(path, length)
+
+
+def now() -> str:
+    """The time as the journal and attestations write it: ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,348 @@
+"""The store as the rest of the hub sees it: resolve a name, read facts, add, tag, remove, view.
+
+Nothing is created by looking: an absent store is an empty one, and its folders come with the first change.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adapterhub.base import BaseModel, BaseRegistry, Verdict, fits
+from adapterhub.canonical import DIGEST_PREFIX, digest_of
+from adapterhub.errors import (
+    ConflictError,
+    IncompatibleError,
+    NotFoundError,
+    StoreDamagedError,
+    UnsupportedError,
+    UsageError,
+)
+from adapterhub.formats.peft import WEIGHTS_NAME, AdapterFacts, read_facts
+from adapterhub.formats.peft_config import CONFIG_NAME
+from adapterhub.formats.safetensors import TensorFile
+from adapterhub.fsio import make_directory, new_folder, write_file
+from adapterhub.manifest import (
+    Attestation,
+    AttestationType,
+    Manifest,
+    make_attestation,
+    parse_attestation,
+    parse_manifest,
+)
+from adapterhub.names import DigestPointer, Name, parse_pointer
+from adapterhub.store import views
+from adapterhub.store.adding import Added, Adding
+from adapterhub.store.blobs import Blobs
+from adapterhub.store.layout import FORMAT_VERSION, Layout, default_home
+from adapterhub.store.locks import locked
+from adapterhub.store.refs import Change, Refs, now
+from adapterhub.words import short
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a name or digest pointer means right now."""
+
+    digest: str
+    manifest: Manifest
+    name: Name | None
+
+    @property
+    def label(self) -> str:
+        """The name where there is one, else the short digest."""
+        return str(self.name) if self.name else f"@{short(self.digest)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One ref, as `ls` lists it. `added` is when the ref was last set (ISO 8601, UTC)."""
+
+    name: Name
+    digest: str
+    manifest: Manifest
+    added: str
+
+
+class Store:
+    """One store on disk. Cheap to make; safe to use from several processes."""
+
+    def __init__(self, home: Path) -> None:
+        self.layout = Layout(home.absolute())
+        self.refs = Refs(self.layout)
+        self.blobs = Blobs(self.layout)
+        self.bases = BaseRegistry(self.layout.bases)
+        self._check_version()
+
+    @classmethod
+    def open(cls, home: Path | None = None) -> Store:
+        """The store at `home`, by default `$ADAPTERHUB_HOME` or the platform's folder for user data."""
+        return cls(home or default_home())
+
+    @property
+    def home(self) -> Path:
+        return self.layout.home
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.layout.runs
+
+    # Reading
+
+    def resolve(self, text: str) -> Resolved:
+        """What `text` points at. NotFoundError with "did you mean", UsageError for an ambiguous prefix."""
+        pointer = parse_pointer(text)
+        if isinstance(pointer, Name):
+            digest = self.refs.require(pointer)
+            return Resolved(digest, self.manifest(digest), pointer)
+        digest = self._by_prefix(pointer, text)
+        return Resolved(digest, self.manifest(digest), None)
+
+    def manifest(self, digest: str) -> Manifest:
+        """The manifest with this digest; StoreDamagedError when it is gone or its bytes have changed."""
+        path = self.layout.manifest(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise StoreDamagedError(
+                f"The manifest {short(digest)} is missing from the store.",
+                why=f"{path} is gone, though a ref names it.",
+                hint="Add the adapter again from where it came: adapterhub add FOLDER",
+            ) from None
+        if digest_of(data) != digest:
+            raise StoreDamagedError(
+                f"The manifest {short(digest)} has changed on disk.",
+                why=f"{path} now hashes to {short(digest_of(data))}.",
+                hint="Delete that file, then add the adapter again from where it came.",
+            )
+        return parse_manifest(data)
+
+    def entries(self) -> list[Entry]:
+        """Every ref with its manifest, in order of names."""
+        found = []
+        for name, digest in self.refs.all():
+            when = datetime.fromtimestamp(self.layout.ref(name).stat().st_mtime, UTC)
+            found.append(Entry(name, digest, self.manifest(digest), when.isoformat(timespec="seconds")))
+        return found
+
+    def attestations(self, digest: str) -> list[Attestation]:
+        """What is known about an adapter, oldest first."""
+        folder = self.layout.attestations(digest)
+        found = []
+        for path in folder.iterdir() if folder.is_dir() else []:
+            data = path.read_bytes()
+            if digest_of(data) != DIGEST_PREFIX + path.name:
+                raise StoreDamagedError(f"The attestation {path} has changed on disk.", hint="Delete that file.")
+            found.append(parse_attestation(data))
+        return sorted(found, key=lambda attestation: (attestation.created, attestation.digest))
+
+    def known_fingerprint(self, digest: str) -> str | None:
+        """The fingerprint of the base this adapter was trained on or last checked against."""
+        for attestation in reversed(self.attestations(digest)):
+            fingerprint = attestation.body.get("fingerprint")
+            if attestation.type == "base" and isinstance(fingerprint, str):
+                return fingerprint
+        return None
+
+    def facts(self, resolved: Resolved) -> AdapterFacts:
+        """The adapter's modules and configuration, read from its stored files."""
+        config = self.weights_entry(resolved, CONFIG_NAME)
+        with self.tensors(resolved) as weights:
+            return read_facts(self.blobs.path(config), weights)
+
+    def tensors(self, resolved: Resolved, *, verify: bool = False) -> TensorFile:
+        """The adapter's tensors, mapped. With `verify`, the bytes are hashed again first."""
+        digest = self.weights_entry(resolved, WEIGHTS_NAME)
+        return TensorFile(self.blobs.verified(digest) if verify else self.blobs.path(digest))
+
+    def weights_entry(self, resolved: Resolved, path: str) -> str:
+        """The digest of the adapter's file `path`; UnsupportedError when the manifest names none."""
+        entry = resolved.manifest.file(path)
+        if entry is None:
+            raise UnsupportedError(f"{resolved.label} has no {path}, so it is no PEFT adapter.")
+        return entry.digest
+
+    def fit(self, resolved: Resolved, base: BaseModel) -> Verdict:
+        """Whether the adapter fits `base`, with everything the store knows about it."""
+        return fits(
+            self.facts(resolved),
+            base,
+            claim=resolved.manifest.base,
+            known_fingerprint=self.known_fingerprint(resolved.digest),
+        )
+
+    def base_for(self, resolved: Resolved, explicit: str | None = None) -> BaseModel:
+        """The base to use with an adapter: the one asked for, else the one it claims, found on this machine."""
+        if explicit is not None:
+            return self.bases.open(explicit)
+        claim = resolved.manifest.base
+        if claim.repo is not None:
+            return self.bases.open(claim.repo, revision=claim.revision)
+        known = self.known_fingerprint(resolved.digest)
+        for record in self.bases.records():
+            if known is not None and record["fingerprint"] == known and Path(record["path"]).is_dir():
+                return self.bases.open(record["path"])
+        raise NotFoundError(
+            f"{resolved.label} doesn't say which base it belongs to.",
+            hint="Name it: --base FOLDER_OR_REPO",
+        )
+
+    def require_fit(self, resolved: Resolved, base: BaseModel, *, allow_mismatch: bool = False) -> Verdict:
+        """As `fit`, but IncompatibleError where it doesn't, unless allowed."""
+        verdict = self.fit(resolved, base)
+        if not verdict.ok and not allow_mismatch:
+            raise IncompatibleError(
+                f"{resolved.label} doesn't fit the base {base.label}.",
+                why="; ".join(verdict.reasons),
+                hint="Choose the right base with --base, or say --allow-mismatch if you are sure (it will be recorded).",
+            )
+        return verdict
+
+    def log(self, name: Name | None = None) -> list[Change]:
+        """The journal, oldest first; of all tags of one name where `name` is given."""
+        changes = self.refs.journal()
+        if name is None:
+            return changes
+        return [change for change in changes if change.ref.partition(":")[0] == name.path]
+
+    # Changing
+
+    def add_folder(
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        base: str | None = None,
+        allow_mismatch: bool = False,
+        move: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+        attestations: Sequence[tuple[AttestationType, Mapping[str, Any]]] = (),
+        why: str = "",
+        op: str = "add",
+        note: Callable[[str], None] = lambda _: None,
+    ) -> Added:
+        """Puts a PEFT folder into the store under `name` (default: the folder's). See `Adding` for the order of writes.
+
+        Args:
+            base: folder or repository to check the adapter against; the fingerprint is then attested.
+            allow_mismatch: add it although it doesn't fit; that is attested too.
+            move: point an existing name at the new adapter.
+            provenance: where it came from; by default "imported".
+            attestations: what else is known about it; written before the ref, so they are there once the name is.
+            note: called with each remark a person should read.
+        """
+        with self.writing():
+            adding = Adding(self.layout, self.blobs, self.refs, self.bases, self.attest)
+            return adding.run(
+                folder,
+                name=name,
+                base=base,
+                allow_mismatch=allow_mismatch,
+                move=move,
+                provenance=provenance,
+                attestations=attestations,
+                why=why,
+                op=op,
+                note=note,
+            )
+
+    def attest(self, digest: str, kind: AttestationType, body: Mapping[str, Any]) -> Attestation:
+        """Records something about an adapter; the same statement again changes nothing."""
+        for known in self.attestations(digest):
+            if known.type == kind and known.document["body"] == dict(body):
+                return known
+        attestation = make_attestation(digest, kind, body, now())
+        self.prepare()
+        hexadecimal = attestation.digest.removeprefix(DIGEST_PREFIX)
+        self.blobs.write_document(self.layout.attestations(digest) / hexadecimal, attestation.data)
+        return attestation
+
+    def tag(self, resolved: Resolved, name: Name, *, move: bool = False) -> bool:
+        """Gives an adapter another name; False when it had that one."""
+        with self.writing(), self.refs.changing() as change:
+            return change.set(name, resolved.digest, op="tag", why=f"tag {resolved.label} {name}", move=move)
+
+    def remove(self, names: list[Name]) -> list[tuple[Name, str]]:
+        """Removes refs, all or none; returns the digests they had. The adapters themselves stay."""
+        with self.writing(), self.refs.changing() as change:
+            for name in names:
+                self.refs.require(name)
+            return [(name, change.delete(name, op="rm", why=f"rm {name}")) for name in names]
+
+    def tags_of(self, path: str) -> list[Name]:
+        """All names with this `namespace/name`, whatever their tag."""
+        return [name for name, _ in self.refs.all() if name.path == path]
+
+    def view(self, digest: str) -> Path:
+        """The adapter as an immutable PEFT folder for servers and libraries, made on first use."""
+        target = self.layout.view(digest)
+        if target.is_dir():
+            return target
+        manifest = self.manifest(digest)
+        with self.writing():
+            try:
+                with new_folder(target) as building:
+                    views.fill(building, manifest, self.blobs, standard_names=True, link=True)
+            except OSError:
+                if not target.is_dir():  # otherwise another process was quicker, with the same bytes
+                    raise
+        return target
+
+    def checkout(self, resolved: Resolved, folder: Path, *, overwrite: bool = False) -> None:
+        """Writes the adapter as a PEFT folder of the user's own, sharing no inode with the store."""
+        if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConflictError(
+                f"{folder} exists and is not empty.",
+                hint=f"adapterhub checkout {resolved.label} {folder} --overwrite",
+            )
+        with new_folder(folder, overwrite=overwrite) as building:
+            views.fill(building, resolved.manifest, self.blobs, standard_names=True, link=False)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Held by everything that adds to the store, so that a collection never runs between its writes."""
+        self.prepare()
+        with locked(self.layout.lock, exclusive=False):
+            yield
+
+    def prepare(self) -> None:
+        """Makes the store's folders where they are missing."""
+        if self.layout.version.exists() and self.layout.tmp.is_dir():
+            return
+        make_directory(self.layout.tmp)
+        for path, text in ((self.layout.store / "id", secrets.token_hex(16)), (self.layout.version, FORMAT_VERSION)):
+            if not path.exists():
+                write_file(path, f"{text}\n".encode(), self.layout.tmp)
+
+    def _check_version(self) -> None:
+        try:
+            found = self.layout.version.read_text().strip()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if found != FORMAT_VERSION:
+            raise UnsupportedError(
+                f"The store at {self.home} has format {found[:20]!r}.",
+                why=f"This version of adapterhub reads format {FORMAT_VERSION}.",
+                hint="Upgrade adapterhub, or choose another store with ADAPTERHUB_HOME.",
+            )
+
+    def _by_prefix(self, pointer: DigestPointer, text: str) -> str:
+        shelf = self.layout.manifests / pointer.prefix[:2]
+        found = sorted(path.name for path in shelf.glob(f"{pointer.prefix}*")) if shelf.is_dir() else []
+        if pointer.name is not None:
+            ever = {change.after for change in self.log(pointer.name)}
+            found = [hexadecimal for hexadecimal in found if DIGEST_PREFIX + hexadecimal in ever]
+        if not found:
+            raise NotFoundError(f"No adapter has a digest that begins as in {text}.", hint="`adapterhub ls` shows digests.")
+        if len(found) > 1:
+            raise UsageError(
+                f"{text} could be {len(found)} adapters.",
+                why="They are " + ", ".join(f"@{hexadecimal[:16]}" for hexadecimal in found[:5]),
+                hint="Give more digits.",
+            )
+        return DIGEST_PREFIX + found[0]

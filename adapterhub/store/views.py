@@ -1,0 +1,64 @@
+"""An adapter as a folder: PEFT folders for servers (`views/`) and for people (`checkout`), from verified blobs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from adapterhub.formats.keys import parse_key
+from adapterhub.formats.peft import WEIGHTS_NAME
+from adapterhub.formats.safetensors import TensorFile
+from adapterhub.fsio import clone_or_copy, disk_errors
+from adapterhub.manifest import Manifest
+from adapterhub.store.blobs import Blobs
+
+
+def fill(folder: Path, manifest: Manifest, blobs: Blobs, *, standard_names: bool, link: bool) -> None:
+    """Writes the adapter's files into the empty `folder`.
+
+    Args:
+        standard_names: give the tensors the names PEFT looks for, where the file uses another dialect.
+        link: hard links where the file system can; only for folders that nobody edits.
+    """
+    for entry in manifest.files:
+        target = folder / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = blobs.verified(entry.digest)
+        if entry.path == WEIGHTS_NAME and standard_names and _renamed(source, target):
+            continue
+        if link:
+            try:
+                os.link(source, target)
+                continue
+            except OSError:
+                pass  # another device, or no hard links there: a copy does as well
+        clone_or_copy(source, target)
+        if not link:
+            target.chmod(0o644)
+
+
+def _renamed(source: Path, target: Path) -> bool:
+    """Writes `source` under PEFT's names; False where it has them already."""
+    with TensorFile(source) as file:
+        names = {name: parse_key(name) for name in file.infos}
+        if all(key.peft == name or key.role == "full" for name, key in names.items()):
+            return False
+        header: dict[str, object] = {"__metadata__": file.metadata} if file.metadata else {}
+        position = 0
+        order = sorted(file.infos.values(), key=lambda info: info.start)
+        for info in order:
+            size = info.end - info.start
+            header[names[info.name].peft] = {
+                "dtype": info.dtype,
+                "shape": list(info.shape),
+                "data_offsets": [position, position + size],
+            }
+            position += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format asks for aligned data
+        with disk_errors(target), target.open("xb") as writer:
+            writer.write(len(text).to_bytes(8, "little") + text)
+            for info in order:
+                writer.write(file.raw(info.name))
+    return True
