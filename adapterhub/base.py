@@ -32,7 +32,12 @@ SAMPLES = 64
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-EMBEDDING_SUFFIXES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+EMBEDDING_SUFFIXES = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+)
 HEAD_NAME = "lm_head.weight"
 
 Comparison = Literal["equal", "different", "unknown"]
@@ -62,7 +67,9 @@ class BaseModel:
     @cached_property
     def embedding(self) -> str | None:
         """The name of the input embedding's weight."""
-        return next((name for name in sorted(self.tensors) if name.endswith(EMBEDDING_SUFFIXES)), None)
+        return next(
+            (name for name in sorted(self.tensors) if name.endswith(EMBEDDING_SUFFIXES)), None
+        )
 
     @cached_property
     def tied(self) -> bool:
@@ -92,7 +99,10 @@ class BaseModel:
         twin = self.embedding
         if twin is None:
             return False
-        return samples[twin] == samples[HEAD_NAME] and self.tensors[twin].shape == self.tensors[HEAD_NAME].shape
+        return (
+            samples[twin] == samples[HEAD_NAME]
+            and self.tensors[twin].shape == self.tensors[HEAD_NAME].shape
+        )
 
     @property
     def claim(self) -> BaseClaim:
@@ -123,7 +133,9 @@ def read_base(folder: Path, *, repo: str | None = None, revision: str | None = N
     if match := _SNAPSHOT.search(folder.as_posix()):
         repo = repo or match["repo"].replace("--", "/", 1)
         revision = revision or match["revision"]
-    return BaseModel(folder, repo, revision if is_commit(revision) else None, config, _tensors(folder))
+    return BaseModel(
+        folder, repo, revision if is_commit(revision) else None, config, _tensors(folder)
+    )
 
 
 def fits(
@@ -164,9 +176,13 @@ def fits(
     elif comparison == "unknown":
         problems += claims_differ(claim, base.claim)
         if not problems and (claim.repo is None or base.repo is None):
-            remarks.append("its base can't be told by name; only module names and shapes were checked")
+            remarks.append(
+                "its base can't be told by name; only module names and shapes were checked"
+            )
     if missing:
-        problems.append(f"{len(missing)} of {len(facts.modules)} modules are not in {base.label}: {some(missing)}")
+        problems.append(
+            f"{len(missing)} of {len(facts.modules)} modules are not in {base.label}: {some(missing)}"
+        )
     if misshapen:
         problems.append(f"{len(misshapen)} modules have other shapes: {some(misshapen)}")
     return Verdict(
@@ -186,7 +202,9 @@ def claims_differ(one: BaseClaim, other: BaseClaim) -> list[str]:
     if _label(one.repo) != _label(other.repo):
         return [f"the repository differs: {one.repo} and {other.repo}"]
     if one.revision and other.revision and one.revision != other.revision:
-        return [f"the revision of {one.repo} differs: {one.revision[:12]} and {other.revision[:12]}"]
+        return [
+            f"the revision of {one.repo} differs: {one.revision[:12]} and {other.revision[:12]}"
+        ]
     return []
 
 
@@ -224,7 +242,9 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
     index_path, single = folder / INDEX_NAME, folder / SINGLE_NAME
     if index_path.is_file():
         weight_map = parse_object(index_path.read_bytes(), INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(shard, str) for shard in weight_map.values()
+        ):
             raise FormatError(f"{folder.name}/{INDEX_NAME} has no weight_map.")
         shards = sorted(set(weight_map.values()))
         if any(Path(shard).name != shard for shard in shards):
@@ -240,12 +260,16 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         if not (folder / shard).is_file():
-            raise NotFoundError(f"The shard {shard} of {folder} is missing.", hint="Fetch the model again.")
+            raise NotFoundError(
+                f"The shard {shard} of {folder} is missing.", hint="Fetch the model again."
+            )
         with TensorFile(folder / shard) as file:
             tensors.update(file.infos)
     if weight_map is not None and set(weight_map) != set(tensors):
         wrong = sorted(set(weight_map) ^ set(tensors))
-        raise FormatError(f"The index of {folder.name} and its shards disagree.", why=f"About: {some(wrong)}.")
+        raise FormatError(
+            f"The index of {folder.name} and its shards disagree.", why=f"About: {some(wrong)}."
+        )
     return tensors
 
 
@@ -256,8 +280,9 @@ def _sample(file: TensorFile, info: TensorInfo) -> str:
     values = file.take(info.name, indices)
     if info.dtype in FLOATS:
         values = values.astype(np.float32) + np.float32(0)  # -0 and 0 are the same weight
-    return hashlib.sha256(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")).tobytes()).hexdigest()
-
+    return hashlib.sha256(
+        np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")).tobytes()
+    ).hexdigest()
 
 
 class BaseRegistry:
@@ -268,7 +293,10 @@ class BaseRegistry:
 
     def records(self) -> list[dict[str, Any]]:
         """What `base ls` shows: repo, revision, path, fingerprint, parameters."""
-        return [parse_object(path.read_bytes(), path.name) for path in sorted(self.folder.glob("*.json"))]
+        return [
+            parse_object(path.read_bytes(), path.name)
+            for path in sorted(self.folder.glob("*.json"))
+        ]
 
     def remember(self, base: BaseModel) -> dict[str, Any]:
         """Records a base; the same folder again replaces its record."""
@@ -294,11 +322,19 @@ class BaseRegistry:
                 repo, revision = repo or known["repo"], revision or known["revision"]
             return read_base(folder, repo=repo, revision=revision)
         if not looks_like_repo(text):
-            raise NotFoundError(f"There is no base model at {text}.", hint="adapterhub base add FOLDER_OR_REPO")
+            raise NotFoundError(
+                f"There is no base model at {text}.", hint="adapterhub base add FOLDER_OR_REPO"
+            )
         for record in self.records():
             same = (record["repo"] or "").lower() == text.lower()
-            if same and (revision is None or record["revision"] in (None, revision)) and Path(record["path"]).is_dir():
-                return read_base(Path(record["path"]), repo=record["repo"], revision=record["revision"])
+            if (
+                same
+                and (revision is None or record["revision"] in (None, revision))
+                and Path(record["path"]).is_dir()
+            ):
+                return read_base(
+                    Path(record["path"]), repo=record["repo"], revision=record["revision"]
+                )
         return self._from_hub_cache(text, revision)
 
     def _from_hub_cache(self, repo: str, revision: str | None) -> BaseModel:

@@ -23,7 +23,11 @@ def canonical_bytes(document: Mapping[str, Any]) -> bytes:
     """The one encoding of `document`. Raises FormatError for values JSON can't say (NaN, bytes, ...)."""
     try:
         text = json.dumps(
-            _normal(document), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+            _normal(document),
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
         )
         return text.encode("utf-8")
     except (TypeError, ValueError) as error:
@@ -38,18 +42,28 @@ def digest_of(data: bytes) -> str:
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
     """The JSON object in `data`, read with bounds; FormatError names `what` when it isn't one."""
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise FormatError(f"{what} is too large ({len(data)} bytes).", why=f"The limit is {MAX_DOCUMENT_BYTES} bytes.")
+        raise FormatError(
+            f"{what} is too large ({len(data)} bytes).",
+            why=f"The limit is {MAX_DOCUMENT_BYTES} bytes.",
+        )
     try:
         value = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what} is not valid JSON.", why=str(error) or "It is nested too deeply.") from error
+        raise FormatError(
+            f"{what} is not valid JSON.", why=str(error) or "It is nested too deeply."
+        ) from error
     if not isinstance(value, dict):
         raise FormatError(f"{what} must be a JSON object.", why=f"It is a {type(value).__name__}.")
     return value
 
 
 def _normal(value: Any) -> Any:
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) < 2**53:
+    if (
+        isinstance(value, float)
+        and math.isfinite(value)
+        and value.is_integer()
+        and abs(value) < 2**53
+    ):
         return int(value)
     if isinstance(value, Mapping):
         return {key: _normal(item) for key, item in value.items()}

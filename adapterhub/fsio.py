@@ -86,7 +86,9 @@ def stage_copy(source: Path, area: Path) -> Staged:
                 writer.write(chunk)
                 size += len(chunk)
             if size != announced:
-                raise OSError(f"{source} changed while it was read: {announced} bytes announced, {size} read")
+                raise OSError(
+                    f"{source} changed while it was read: {announced} bytes announced, {size} read"
+                )
             writer.flush()
             os.fsync(writer.fileno())
     except BaseException:

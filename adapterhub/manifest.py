@@ -77,9 +77,9 @@ class _AttestationSchema1(msgspec.Struct):
     body: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
-    """A validated manifest. `document` is the JSON object it came from, unknown fields included."""
+    """A validated manifest, equal by digest. `document` is the JSON it came from, unknown fields included."""
 
     kind: str
     base: BaseClaim
@@ -97,6 +97,12 @@ class Manifest:
     def digest(self) -> str:
         """The adapter's identity: `sha256:` of the canonical JSON."""
         return digest_of(self.data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Manifest) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @property
     def size(self) -> int:
@@ -148,19 +154,34 @@ def parse_manifest(data: bytes) -> Manifest:
     fields = _convert(document, _Schema1, "The manifest")
     for entry in fields.files:
         if not is_safe_relative_path(entry.path):
-            raise FormatError("The manifest is not valid.", why=f"files[].path {entry.path!r} leaves the folder.")
+            raise FormatError(
+                "The manifest is not valid.", why=f"files[].path {entry.path!r} leaves the folder."
+            )
         if not _DIGEST.match(entry.digest) or entry.size < 0:
-            raise FormatError("The manifest is not valid.", why=f"files[] entry {entry.path!r} has a wrong digest or size.")
+            raise FormatError(
+                "The manifest is not valid.",
+                why=f"files[] entry {entry.path!r} has a wrong digest or size.",
+            )
     if len({entry.path for entry in fields.files}) != len(fields.files):
         raise FormatError("The manifest is not valid.", why="Two files have the same path.")
     if not _DIGEST.match(fields.content):
         raise FormatError("The manifest is not valid.", why="content is not a sha256 digest.")
-    return Manifest(fields.kind, fields.base, fields.lora, tuple(fields.files), fields.content, document)
+    return Manifest(
+        fields.kind, fields.base, fields.lora, tuple(fields.files), fields.content, document
+    )
 
 
-def make_attestation(subject: str, kind: AttestationType, body: Mapping[str, Any], created: str) -> Attestation:
+def make_attestation(
+    subject: str, kind: AttestationType, body: Mapping[str, Any], created: str
+) -> Attestation:
     """An attestation about the manifest digest `subject`; `created` is an ISO 8601 time in UTC."""
-    document = {"schema": ATTESTATION_SCHEMA, "subject": subject, "type": kind, "created": created, "body": dict(body)}
+    document = {
+        "schema": ATTESTATION_SCHEMA,
+        "subject": subject,
+        "type": kind,
+        "created": created,
+        "body": dict(body),
+    }
     return parse_attestation(canonical_bytes(document))
 
 

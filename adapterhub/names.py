@@ -90,7 +90,7 @@ def _check_part(text: str, part: str) -> None:
             f"'{part}' must begin with a letter or digit and may go on with letters, digits, '.', '_' and '-'"
             " (96 characters at most)",
         )
-    if part.endswith(".") or part.split(".")[0].lower() in _DEVICE_NAMES:
+    if part.endswith(".") or part.partition(".")[0].lower() in _DEVICE_NAMES:
         raise _bad(text, f"'{part}' can't be a file name everywhere")
 
 

@@ -39,7 +39,11 @@ class Run:
 
     def event(self, what: str, **fields: object) -> None:
         """Appends one line: {"time", "event", ...}."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": what, **fields}
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "event": what,
+            **fields,
+        }
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 

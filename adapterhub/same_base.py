@@ -24,7 +24,9 @@ class SharedBase:
     """Known differences that were allowed."""
 
 
-def shared_base(store: Store, adapters: Sequence[Resolved], *, allow_mismatch: bool = False) -> SharedBase:
+def shared_base(
+    store: Store, adapters: Sequence[Resolved], *, allow_mismatch: bool = False
+) -> SharedBase:
     """The base the adapters share. IncompatibleError naming what differs (fingerprint, repository or revision)."""
     prints = {adapter.digest: store.known_fingerprint(adapter.digest) for adapter in adapters}
     problems = []
@@ -53,8 +55,14 @@ def shared_base(store: Store, adapters: Sequence[Resolved], *, allow_mismatch: b
     revision = revisions.pop() if repo and len(revisions) == 1 else None
     known = {fingerprint for fingerprint in prints.values() if fingerprint}
     remarks = []
-    unknown = [adapter.label for adapter in adapters if not adapter.manifest.base.repo and not prints[adapter.digest]]
+    unknown = [
+        adapter.label
+        for adapter in adapters
+        if not adapter.manifest.base.repo and not prints[adapter.digest]
+    ]
     if unknown:
-        remarks.append(f"the base of {', '.join(unknown)} is unknown; that they share one was not checked")
+        remarks.append(
+            f"the base of {', '.join(unknown)} is unknown; that they share one was not checked"
+        )
     fingerprint = known.pop() if len(known) == 1 else None
     return SharedBase(BaseClaim(repo, revision), fingerprint, tuple(remarks), tuple(problems))

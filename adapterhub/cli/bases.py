@@ -14,21 +14,36 @@ from adapterhub.formats.peft_config import looks_like_repo
 from adapterhub.manifest import is_commit
 from adapterhub.words import human_count, short
 
-app = typer.Typer(help="Remember and list base models.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Remember and list base models.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @command
 def base_add(
     ctx: Context,
-    source: Annotated[str, typer.Argument(metavar="PATH_OR_REPO", help="A model folder, or a repository in the Hub's cache.")],
-    repo: Annotated[str | None, typer.Option(help="The repository a plain folder came from: org/name.")] = None,
-    revision: Annotated[str | None, typer.Option(help="The commit it came from (40 hexadecimal digits).")] = None,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH_OR_REPO", help="A model folder, or a repository in the Hub's cache."
+        ),
+    ],
+    repo: Annotated[
+        str | None, typer.Option(help="The repository a plain folder came from: org/name.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="The commit it came from (40 hexadecimal digits).")
+    ] = None,
 ) -> None:
     """Remember where a base model lies, with the fingerprint of its weights."""
     if repo is not None and not looks_like_repo(repo):
         raise UsageError(f"'{repo}' is not a repository.", hint="It looks like org/name.")
     if revision is not None and not is_commit(revision):
-        raise UsageError(f"'{revision}' is not a commit.", why="A branch or tag can move.", hint="Give all 40 hexadecimal digits.")
+        raise UsageError(
+            f"'{revision}' is not a commit.",
+            why="A branch or tag can move.",
+            hint="Give all 40 hexadecimal digits.",
+        )
     folder = Path(source).expanduser()
     if folder.is_dir():
         model = read_base(folder, repo=repo, revision=revision)
@@ -54,14 +69,18 @@ def base_ls(ctx: Context) -> None:
             }
             for row in rows
         ]
-    ctx.out.table(rows, ("repo", "revision", "fingerprint", "parameters", "architecture", "path"), ids="path")
+    ctx.out.table(
+        rows, ("repo", "revision", "fingerprint", "parameters", "architecture", "path"), ids="path"
+    )
 
 
 @command
 def fit(
     ctx: Context,
     name: Annotated[str, typer.Argument(help="A name, or @digest.")],
-    base: Annotated[str | None, typer.Option(help="Folder or repository; by default the adapter's own.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder or repository; by default the adapter's own.")
+    ] = None,
 ) -> ExitCode:
     """Say whether an adapter fits a base model; exit 5 when it doesn't."""
     resolved = ctx.store.resolve(name)

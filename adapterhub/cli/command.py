@@ -23,9 +23,25 @@ from adapterhub.store import Store
 F = TypeVar("F", bound=Callable[..., Any])
 
 _COMMON = (
-    ("as_json", Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")]),
-    ("quiet", Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.", rich_help_panel="Output")]),
-    ("debug", Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")]),
+    (
+        "as_json",
+        Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")],
+    ),
+    (
+        "quiet",
+        Annotated[
+            bool, typer.Option("--quiet", "-q", help="Print ids only.", rich_help_panel="Output")
+        ],
+    ),
+    (
+        "debug",
+        Annotated[
+            bool,
+            typer.Option(
+                "--debug", help="Show the traceback of an error.", rich_help_panel="Output"
+            ),
+        ],
+    ),
 )
 
 
@@ -52,19 +68,29 @@ def command(function: F) -> F:
         for parameter in list(inspect.signature(function).parameters.values())[1:]
     ]
     common = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
+        )
         for name, annotation in _COMMON
     ]
 
-    def run(*args: Any, as_json: bool = False, quiet: bool = False, debug: bool = False, **kwargs: Any) -> None:
+    def run(
+        *args: Any, as_json: bool = False, quiet: bool = False, debug: bool = False, **kwargs: Any
+    ) -> None:
         out = Output("json" if as_json else "quiet" if quiet else "human")
-        code = _run(lambda: function(Context(out), *args, **kwargs), out, debug or bool(os.environ.get("ADAPTERHUB_DEBUG")))
+        code = _run(
+            lambda: function(Context(out), *args, **kwargs),
+            out,
+            debug or bool(os.environ.get("ADAPTERHUB_DEBUG")),
+        )
         if code:
             raise typer.Exit(int(code))
 
     update_wrapper(run, function)
-    del run.__wrapped__  # typer would look through it and miss the added options
-    signature = inspect.Signature([*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *common])
+    del run.__wrapped__  # type: ignore[attr-defined]  # typer would look through it and miss the added options
+    signature = inspect.Signature(
+        [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *common]
+    )
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return run  # type: ignore[return-value]
@@ -127,5 +153,6 @@ def require_extra(package: str, extra: str) -> None:
     """MissingDependencyError with the install command unless `package` can be imported."""
     if find_spec(package) is None:
         raise MissingDependencyError(
-            f"This needs {package}, which is not installed.", hint=f"pip install 'adapterhub[{extra}]'"
+            f"This needs {package}, which is not installed.",
+            hint=f"pip install 'adapterhub[{extra}]'",
         )

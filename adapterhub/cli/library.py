@@ -19,27 +19,45 @@ LS_COLUMNS = ("name", "digest", "kind", "base", "rank", "alpha", "targets", "siz
 @command
 def add(
     ctx: Context,
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder written by PEFT's save_pretrained.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder written by PEFT's save_pretrained.")
+    ],
     name: Annotated[
-        str | None, typer.Option("--name", "-n", help="[namespace/]name[:tag]; by default the folder's name.")
+        str | None,
+        typer.Option("--name", "-n", help="[namespace/]name[:tag]; by default the folder's name."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Folder or repository of the base model to check it against.")
     ] = None,
     allow_mismatch: Annotated[
-        bool, typer.Option("--allow-mismatch", help="Add it although it doesn't fit the base; this is recorded.")
+        bool,
+        typer.Option(
+            "--allow-mismatch", help="Add it although it doesn't fit the base; this is recorded."
+        ),
     ] = False,
-    move: Annotated[bool, typer.Option("--move", help="Point an existing name at the new adapter.")] = False,
+    move: Annotated[
+        bool, typer.Option("--move", help="Point an existing name at the new adapter.")
+    ] = False,
 ) -> None:
     """Put an adapter into the store."""
     with ctx.out.progress(f"Adding {source}"):
         added = ctx.store.add_folder(
-            source, name=name, base=base, allow_mismatch=allow_mismatch, move=move, note=ctx.out.note
+            source,
+            name=name,
+            base=base,
+            allow_mismatch=allow_mismatch,
+            move=move,
+            note=ctx.out.note,
         )
     if not added.created:
         ctx.out.note(f"{added.name} was this adapter already; nothing changed")
     ctx.out.record(
-        {"name": str(added.name), "digest": added.digest, "created": added.created, "notes": list(added.notes)},
+        {
+            "name": str(added.name),
+            "digest": added.digest,
+            "created": added.created,
+            "notes": list(added.notes),
+        },
         ids=("digest",),
     )
 
@@ -50,10 +68,26 @@ def ls(
     query: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
 ) -> None:
     """List the adapters."""
-    rows = [describe(entry) for entry in ctx.store.entries() if query is None or query.lower() in str(entry.name).lower()]
+    rows = [
+        {**describe(entry), "base_label": ctx.store.base_label(entry.digest, entry.manifest)}
+        for entry in ctx.store.entries()
+        if query is None or query.lower() in str(entry.name).lower()
+    ]
     if not rows:
-        ctx.out.note("No adapter matches." if query else "The store is empty. Add an adapter: adapterhub add FOLDER")
-    shown = [{**row, "digest": short(row["digest"]), "size": human_size(row["size"])} for row in rows]
+        ctx.out.note(
+            "No adapter matches."
+            if query
+            else "The store is empty. Add an adapter: adapterhub add FOLDER"
+        )
+    shown = [
+        {
+            **row,
+            "digest": short(row["digest"]),
+            "base": row["base_label"],
+            "size": human_size(row["size"]),
+        }
+        for row in rows
+    ]
     ctx.out.table(rows if ctx.out.mode == "json" else shown, LS_COLUMNS)
 
 
@@ -61,7 +95,9 @@ def ls(
 def show(
     ctx: Context,
     name: Annotated[str, typer.Argument(help="A name, or @digest.")],
-    modules: Annotated[bool, typer.Option("--modules", help="List every module with its rank, shape and scale.")] = False,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="List every module with its rank, shape and scale.")
+    ] = False,
 ) -> None:
     """Show everything known about an adapter."""
     resolved = ctx.store.resolve(name)
@@ -73,13 +109,17 @@ def show(
 def checkout(
     ctx: Context,
     name: Annotated[str, typer.Argument(help="A name, or @digest.")],
-    folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or be empty.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder to write; it must not exist or be empty.")
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write an adapter as a PEFT folder of your own."""
     resolved = ctx.store.resolve(name)
     ctx.store.checkout(resolved, folder, overwrite=overwrite)
-    ctx.out.record({"name": resolved.label, "digest": resolved.digest, "folder": str(folder)}, ids=("folder",))
+    ctx.out.record(
+        {"name": resolved.label, "digest": resolved.digest, "folder": str(folder)}, ids=("folder",)
+    )
 
 
 def describe(entry: Entry) -> dict[str, Any]:
@@ -120,7 +160,10 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
         },
         "content": manifest.content,
         "size": human_size(manifest.size),
-        "files": [{"path": entry.path, "size": human_size(entry.size), "digest": short(entry.digest)} for entry in manifest.files],
+        "files": [
+            {"path": entry.path, "size": human_size(entry.size), "digest": short(entry.digest)}
+            for entry in manifest.files
+        ],
     }
     if manifest.lora is not None:
         lora = manifest.lora
@@ -141,12 +184,16 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
         }
         ranks = Counter(module.rank for module in facts.modules.values())
         if len(ranks) > 1:
-            record["lora"]["ranks"] = {str(rank): f"{count} modules" for rank, count in sorted(ranks.items())}
+            record["lora"]["ranks"] = {
+                str(rank): f"{count} modules" for rank, count in sorted(ranks.items())
+            }
     if beyond := facts.beyond_lora():
         record["beyond plain LoRA"] = beyond
     attestations = store.attestations(resolved.digest)
     record["notes"] = list(dict.fromkeys([*facts.notes, *_noted(attestations)]))
-    record["attestations"] = {f"{item.type} {item.created}": dict(item.body) for item in attestations}
+    record["attestations"] = {
+        f"{item.type} {item.created}": dict(item.body) for item in attestations
+    }
     if modules:
         record["modules"] = [
             {
@@ -161,4 +208,9 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
 
 
 def _noted(attestations: list[Attestation]) -> list[str]:
-    return [str(note) for item in attestations if item.type == "provenance" for note in item.body.get("notes", [])]
+    return [
+        str(note)
+        for item in attestations
+        if item.type == "provenance"
+        for note in item.body.get("notes", [])
+    ]

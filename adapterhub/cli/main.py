@@ -54,7 +54,15 @@ def build(only: str | None = None) -> typer.Typer:
     if only is None or only not in _CORE:
         for point in _outside():
             if only in (None, point.name):
-                _register(app, point.name, _PANELS.get(point.name, "Plug-ins"), point.load())
+                try:
+                    target = point.load()
+                except ImportError as error:
+                    # One broken package must not take the other commands down.
+                    sys.stderr.write(
+                        f"warning: the command {point.name} can't be loaded: {error}\n"
+                    )
+                    continue
+                _register(app, point.name, _PANELS.get(point.name, "Plug-ins"), target)
     return app
 
 
@@ -62,7 +70,9 @@ def main() -> None:
     """Runs the command line."""
     typed = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     completing = "_ADAPTERHUB_COMPLETE" in os.environ
-    known = {*_CORE, *(point.name for point in _outside())} if typed and typed not in _CORE else _CORE
+    known = (
+        {*_CORE, *(point.name for point in _outside())} if typed and typed not in _CORE else _CORE
+    )
     build(typed if typed in known and not completing else None)(prog_name="adapterhub")
 
 
@@ -85,7 +95,10 @@ def _print_version(wanted: bool) -> None:
 
 def _top(
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
     pass

@@ -47,14 +47,23 @@ class Progress(Protocol):
 class Output:
     """Prints what a command has to say, in one of three modes."""
 
-    def __init__(self, mode: Mode = "human", *, stdout: IO[str] | None = None, stderr: IO[str] | None = None) -> None:
+    def __init__(
+        self, mode: Mode = "human", *, stdout: IO[str] | None = None, stderr: IO[str] | None = None
+    ) -> None:
         self.mode = mode
         self._stdout = stdout or sys.stdout
         self._stderr = stderr or sys.stderr
 
     # Data: stdout
 
-    def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, ids: str = "name", title: str = "") -> None:
+    def table(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        columns: Sequence[str],
+        *,
+        ids: str = "name",
+        title: str = "",
+    ) -> None:
         """Rows as a table, a JSON array, or the `ids` column. JSON holds every key of a row, the table only `columns`."""
         if self.mode == "json":
             self._print_json(list(rows))
@@ -68,7 +77,9 @@ class Output:
             for row in rows:
                 self._line("\t".join(clean(_shown(row.get(column))) for column in columns))
 
-    def record(self, record: Mapping[str, Any], *, ids: Sequence[str] = (), title: str = "") -> None:
+    def record(
+        self, record: Mapping[str, Any], *, ids: Sequence[str] = (), title: str = ""
+    ) -> None:
         """One thing: `key: value` lines, a JSON object, or the values of the keys `ids`."""
         if self.mode == "json":
             self._print_json(dict(record))
@@ -100,7 +111,12 @@ class Output:
     def error(self, error: AdapterHubError) -> None:
         """What happened, why, and what to type next."""
         if self.mode == "json":
-            body = {"what": error.what, "why": error.why, "hint": error.hint, "exit_code": int(error.exit_code)}
+            body = {
+                "what": error.what,
+                "why": error.why,
+                "hint": error.hint,
+                "exit_code": int(error.exit_code),
+            }
             self._stderr.write(json.dumps({"error": body}, ensure_ascii=False) + "\n")
             return
         self._say("error: ", error.what, "bold red")
@@ -141,7 +157,9 @@ class Output:
         if self._stderr.isatty():
             from rich.text import Text
 
-            self._console(self._stderr).print(Text(label, style=style) + Text(words), soft_wrap=True)
+            self._console(self._stderr).print(
+                Text(label, style=style) + Text(words), soft_wrap=True
+            )
         else:
             self._stderr.write(label + words + "\n")
         self._stderr.flush()
@@ -155,27 +173,44 @@ class Output:
             elif isinstance(value, list) and value and isinstance(value[0], Mapping):
                 self._line(f"{indent}{clean(key)}")
                 for item in value:
-                    self._line(f"{indent}  " + "  ".join(clean(_shown(part)) for part in item.values()))
+                    self._line(
+                        f"{indent}  " + "  ".join(clean(_shown(part)) for part in item.values())
+                    )
             else:
                 self._line(f"{indent}{clean(key):<{width}}  {clean(_shown(value))}".rstrip())
 
-    def _rich_table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str) -> None:
+    def _rich_table(
+        self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str
+    ) -> None:
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+        table = Table(
+            title=Text(title) if title else None,
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            title_justify="left",
+        )
         for column in columns:
             numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(clean(_shown(row.get(column)), keep_newlines=True)) for column in columns))
+            table.add_row(
+                *(Text(clean(_shown(row.get(column)), keep_newlines=True)) for column in columns)
+            )
         self._console(self._stdout).print(table)
 
     def _console(self, stream: IO[str]) -> Any:
         from rich.console import Console
 
-        return Console(file=stream, highlight=False, markup=False, emoji=False, no_color="NO_COLOR" in os.environ)
+        return Console(
+            file=stream,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            no_color="NO_COLOR" in os.environ,
+        )
 
 
 def _shown(value: object) -> str:

@@ -17,21 +17,30 @@ from adapterhub.words import short
 def tag(
     ctx: Context,
     source: Annotated[str, typer.Argument(metavar="NAME", help="A name, or @digest.")],
-    target: Annotated[str, typer.Argument(metavar="NEW_NAME", help="Another name or tag: tone:prod, support/tone.")],
-    move: Annotated[bool, typer.Option("--move", help="Move the new name if another adapter has it.")] = False,
+    target: Annotated[
+        str,
+        typer.Argument(metavar="NEW_NAME", help="Another name or tag: tone:prod, support/tone."),
+    ],
+    move: Annotated[
+        bool, typer.Option("--move", help="Move the new name if another adapter has it.")
+    ] = False,
 ) -> None:
     """Give an adapter another name or tag."""
     resolved, name = ctx.store.resolve(source), parse_name(target)
     created = ctx.store.tag(resolved, name, move=move)
     if not created:
         ctx.out.note(f"{name} was this adapter already; nothing changed")
-    ctx.out.record({"name": str(name), "digest": resolved.digest, "created": created}, ids=("digest",))
+    ctx.out.record(
+        {"name": str(name), "digest": resolved.digest, "created": created}, ids=("digest",)
+    )
 
 
 @command
 def rm(
     ctx: Context,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="name (all its tags) or name:tag.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="name (all its tags) or name:tag.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
 ) -> None:
     """Remove names. The adapters themselves stay in the store."""
@@ -45,14 +54,20 @@ def rm(
     ctx.out.confirm(f"Remove {', '.join(map(str, targets))}?", yes=yes)
     removed = ctx.store.remove(targets)
     for name, digest in removed:
-        ctx.out.note(f"{name} was @{short(digest)}; to have it back: adapterhub tag @{short(digest)} {name}")
-    ctx.out.table([{"name": str(name), "digest": digest} for name, digest in removed], ("name", "digest"))
+        ctx.out.note(
+            f"{name} was @{short(digest)}; to have it back: adapterhub tag @{short(digest)} {name}"
+        )
+    ctx.out.table(
+        [{"name": str(name), "digest": digest} for name, digest in removed], ("name", "digest")
+    )
 
 
 @command
 def log(
     ctx: Context,
-    name: Annotated[str | None, typer.Argument(help="Only the changes of this name, all tags.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Only the changes of this name, all tags.")
+    ] = None,
 ) -> None:
     """Show every change of a name, newest first."""
     wanted = parse_name(name) if name else None
@@ -61,5 +76,8 @@ def log(
         ctx.store.refs.require(wanted)
         raise NotFoundError(f"The journal knows nothing of {wanted}.")
     if ctx.out.mode == "human":
-        rows = [{**row, **{key: short(row[key]) if row[key] else None for key in ("before", "after")}} for row in rows]
+        rows = [
+            {**row, **{key: short(row[key]) if row[key] else None for key in ("before", "after")}}
+            for row in rows
+        ]
     ctx.out.table(rows, ("time", "op", "ref", "before", "after", "who", "why"), ids="ref")

@@ -5,7 +5,14 @@ derive them here, from the file alone. Nothing in this room imports torch.
 """
 
 from adapterhub.data.formats import FORMATS, Message, Row, read_rows
-from adapterhub.data.masking import IGNORED, Encoded, encode, encode_rows, stop_token_ids, template_digest
+from adapterhub.data.masking import (
+    IGNORED,
+    Encoded,
+    encode,
+    encode_rows,
+    stop_token_ids,
+    template_digest,
+)
 from adapterhub.data.split import Split, dataset_digest, split_rows
 
 __all__ = [

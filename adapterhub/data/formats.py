@@ -91,7 +91,9 @@ def read_rows(path: Path, fmt: str | None = None) -> tuple[Row, ...]:
     rows by number: a file with faults is refused whole, because a silently dropped row is a silently different data set.
     """
     if fmt is not None and fmt not in FORMATS:
-        raise UsageError(f"'{fmt}' is not a data format.", hint=f"Use one of: {', '.join(FORMATS)}.")
+        raise UsageError(
+            f"'{fmt}' is not a data format.", hint=f"Use one of: {', '.join(FORMATS)}."
+        )
     if not path.is_file():
         raise NotFoundError(f"There is no data file {path}.")
     records = list(_records(path))
@@ -153,7 +155,9 @@ def _records(path: Path) -> Iterator[tuple[int, object]]:
     elif path.suffix == ".json":
         value = _json(text, path.name)
         if not isinstance(value, list):
-            raise FormatError(f"{path.name} must hold a list of rows.", why=f"It holds a {type(value).__name__}.")
+            raise FormatError(
+                f"{path.name} must hold a list of rows.", why=f"It holds a {type(value).__name__}."
+            )
         yield from enumerate(value, start=1)
     else:
         raise UsageError(
@@ -206,7 +210,9 @@ def _messages(record: object) -> Row:
     for index, item in enumerate(_turns(_object(record), "messages")):
         role = item.get("role")
         if role not in ROLES:
-            raise _RowFault(f"messages[{index}].role is {role!r}; expected one of {', '.join(ROLES)}")
+            raise _RowFault(
+                f"messages[{index}].role is {role!r}; expected one of {', '.join(ROLES)}"
+            )
         if item.get("tool_calls"):
             raise _RowFault(
                 f"messages[{index}].tool_calls can't be read yet; write the call into the content, or use sharegpt"
@@ -226,7 +232,9 @@ def _sharegpt(record: object) -> Row:
             raise _RowFault(f"conversations[{index}].from is {source!r}; expected one of {known}")
         value = item.get("value")
         if not isinstance(value, str):
-            raise _RowFault(f"conversations[{index}].value must be text, not {type(value).__name__}")
+            raise _RowFault(
+                f"conversations[{index}].value must be text, not {type(value).__name__}"
+            )
         if source == "function_call" and value.strip():
             value = f"<tool_call>\n{value.strip()}\n</tool_call>"
         turns.append(Message(role, value))
@@ -235,7 +243,9 @@ def _sharegpt(record: object) -> Row:
         system = "\n\n".join(part for part in (system, turns.pop(0).content) if part.strip())
     tools = _tools(fields.get("tools"))
     if tools:
-        system = "\n\n".join(part for part in (system, TOOLS_PROMPT.format(tools=tools)) if part.strip())
+        system = "\n\n".join(
+            part for part in (system, TOOLS_PROMPT.format(tools=tools)) if part.strip()
+        )
     head = [Message("system", system)] if system.strip() else []
     return Row((*head, *turns))
 

@@ -131,7 +131,9 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, base_folder: Path) -> fro
     path = base_folder / "generation_config.json"
     if path.is_file():
         stated = parse_object(path.read_bytes(), path.name).get("eos_token_id")
-        found.update(i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int))
+        found.update(
+            i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int)
+        )
     if not found:
         raise IncompatibleError(
             "The base model names no stop token, so no answer could be taught to end.",
@@ -186,7 +188,9 @@ def _encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
 def _mask_from_marks(
     tokenizer: PreTrainedTokenizerBase, row: Row, messages: list[dict[str, str]]
 ) -> tuple[list[int], list[bool]]:
-    output = _render(tokenizer, row, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    output = _render(
+        tokenizer, row, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
     return list(output["input_ids"]), [bool(flag) for flag in output["assistant_masks"]]
 
 
@@ -198,7 +202,9 @@ def _mask_from_prefixes(
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt: str = _render(tokenizer, row, messages[:index], tokenize=False, add_generation_prompt=True)
+        prompt: str = _render(
+            tokenizer, row, messages[:index], tokenize=False, add_generation_prompt=True
+        )
         upto: str = _render(tokenizer, row, messages[: index + 1], tokenize=False)
         if not (text.startswith(upto) and upto.startswith(prompt)):
             raise IncompatibleError(

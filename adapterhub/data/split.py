@@ -28,7 +28,9 @@ class Split:
     seed: int
 
 
-def split_rows(rows: Iterable[Row], held_out: float, *, seed: int = 0, limit: int | None = None) -> Split:
+def split_rows(
+    rows: Iterable[Row], held_out: float, *, seed: int = 0, limit: int | None = None
+) -> Split:
     """Splits `rows` with about `held_out` of them (0 <= held_out < 1) held out.
 
     `limit` keeps that many rows before the split, chosen by content hash as well, so it too ignores the order.

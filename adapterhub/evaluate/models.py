@@ -34,7 +34,9 @@ def torch_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in DTYPES:
-        raise UsageError(f"'{name}' is not a dtype to compute in.", hint=f"Use one of: {', '.join(DTYPES)}.")
+        raise UsageError(
+            f"'{name}' is not a dtype to compute in.", hint=f"Use one of: {', '.join(DTYPES)}."
+        )
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -57,7 +59,9 @@ def load_model(folder: Path, dtype: str, device: str | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     with quiet_libraries():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(dtype), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch_dtype(dtype), local_files_only=True
+        )
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
@@ -80,7 +84,9 @@ def attached(model: Any, adapter: Path | None) -> Iterator[Any]:
             del model.peft_config
 
 
-def answer(model: Any, tokenizer: Any, prompt: str, stop_ids: frozenset[int], max_new_tokens: int) -> str:
+def answer(
+    model: Any, tokenizer: Any, prompt: str, stop_ids: frozenset[int], max_new_tokens: int
+) -> str:
     """One greedy answer to `prompt` through the chat template (or continued as it is, where there is none)."""
     import torch
 
@@ -103,7 +109,9 @@ def answer(model: Any, tokenizer: Any, prompt: str, stop_ids: frozenset[int], ma
             eos_token_id=sorted(stop_ids),
             pad_token_id=min(stop_ids),
         )
-    text: str = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    text: str = tokenizer.decode(
+        output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     return text.strip()
 
 

@@ -124,7 +124,9 @@ def evaluate(
     """
     models.require_libraries()
     if not names:
-        raise UsageError("Name something to evaluate.", hint=f"adapterhub eval NAME {BASE} --data {data}")
+        raise UsageError(
+            "Name something to evaluate.", hint=f"adapterhub eval NAME {BASE} --data {data}"
+        )
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"max_rows is {max_rows}; it must be at least 1.")
     models.torch_dtype(dtype)
@@ -223,7 +225,9 @@ def _base(
     for adapter in adapters:
         variants = store.facts(adapter).kind
         if variants not in ("lora", "dora"):
-            raise IncompatibleError(f"{adapter.label} is of the kind {variants}, which can't be attached yet.")
+            raise IncompatibleError(
+                f"{adapter.label} is of the kind {variants}, which can't be attached yet."
+            )
         store.require_fit(adapter, found, allow_mismatch=allow_mismatch)
     return found
 
@@ -258,7 +262,10 @@ def _facts(
         "settings": asdict(settings),
         "base": {"repo": base.repo, "revision": base.revision, "fingerprint": base.fingerprint},
         "template": template_digest(tokenizer),
-        "versions": {"torch": torch.__version__, **{p: version(p) for p in ("transformers", "peft")}},
+        "versions": {
+            "torch": torch.__version__,
+            **{p: version(p) for p in ("transformers", "peft")},
+        },
     }
 
 
@@ -275,4 +282,3 @@ def _body(
     }
     said = {"prompt": prompt, "answer": row.answer} if prompt is not None else None
     return {**facts, "result": numbers, "said": said}
-

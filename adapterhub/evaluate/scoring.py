@@ -130,4 +130,8 @@ def _pad(batch: Sequence[Encoded], device: torch.device) -> dict[str, torch.Tens
         ids[i, :length] = torch.tensor(row.input_ids)
         mask[i, :length] = 1
         labels[i, :length] = torch.tensor(row.labels)
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": mask.to(device),
+        "labels": labels.to(device),
+    }

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 _PEFT_PREFIX = "base_model.model."
 # Wrappers that put themselves into parameter names when an adapter is saved from inside them.
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _ROLES = "lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|lora_ranknum|ia3_l"
 _ROLE = re.compile(
     rf"(?P<module>.+)\.(?P<role>{_ROLES})(?P<adapter>\.(?!weight\Z|bias\Z)[^.]+)?(?P<leaf>\.weight|\.bias)?\Z"
 )
-_SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(?:\.(?!weight\Z|bias\Z)[^.]+)?\.(?P<leaf>weight|bias)\Z")
+_SAVED = re.compile(
+    r"(?P<module>.+)\.modules_to_save(?:\.(?!weight\Z|bias\Z)[^.]+)?\.(?P<leaf>weight|bias)\Z"
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,18 @@ class Key:
         """The spelling PEFT itself writes today, less its prefix."""
         if self.role == "full":
             return f"{self.module}.{self.leaf}"
-        bare = self.role in ("lora_embedding_A", "lora_embedding_B", "lora_E", "lora_ranknum", "ia3_l")
-        return f"{self.module}.{self.role}" if bare else f"{self.module}.{self.role}.{self.leaf or 'weight'}"
+        bare = self.role in (
+            "lora_embedding_A",
+            "lora_embedding_B",
+            "lora_E",
+            "lora_ranknum",
+            "ia3_l",
+        )
+        return (
+            f"{self.module}.{self.role}"
+            if bare
+            else f"{self.module}.{self.role}.{self.leaf or 'weight'}"
+        )
 
     @property
     def peft(self) -> str:

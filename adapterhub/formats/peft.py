@@ -116,7 +116,9 @@ def require_plain(facts: AdapterFacts, who: str, operation: str) -> None:
     if beyond or not facts.modules:
         raise UnsupportedError(
             f"{who} can't be {operation}: it is more than a plain LoRA.",
-            why="It has " + "; ".join(beyond or ["no low-rank pairs"]) + ". Dropping that would change the model silently.",
+            why="It has "
+            + "; ".join(beyond or ["no low-rank pairs"])
+            + ". Dropping that would change the model silently.",
             hint=f"It stays in the store as it is: adapterhub show {who}",
         )
 
@@ -135,7 +137,9 @@ def find_peft(folder: Path) -> PeftFolder:
     if not config.is_file():
         raise NotFoundError(
             f"{folder} holds no adapter.",
-            why=f"There is no {CONFIG_NAME} in it." if folder.is_dir() else "There is no such folder.",
+            why=f"There is no {CONFIG_NAME} in it."
+            if folder.is_dir()
+            else "There is no such folder.",
             hint=_nested_hint(folder),
         )
     if not weights.is_file():
@@ -146,7 +150,10 @@ def find_peft(folder: Path) -> PeftFolder:
                 why="adapterhub reads safetensors only.",
                 hint="Save it again where you trust it: PeftModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
             )
-        raise NotFoundError(f"{folder} has a {CONFIG_NAME} but no {WEIGHTS_NAME}.", hint="Was the download finished?")
+        raise NotFoundError(
+            f"{folder} has a {CONFIG_NAME} but no {WEIGHTS_NAME}.",
+            hint="Was the download finished?",
+        )
     return PeftFolder(config, weights)
 
 
@@ -161,7 +168,10 @@ def read_facts(config_path: Path, weights: TensorFile) -> AdapterFacts:
         key = parse_key(name)
         standard &= key.peft == name
         if key.canonical in keys:
-            raise FormatError(f"Two tensors are both {key.canonical}.", why=f"{keys[key.canonical].name!r} and {name!r}.")
+            raise FormatError(
+                f"Two tensors are both {key.canonical}.",
+                why=f"{keys[key.canonical].name!r} and {name!r}.",
+            )
         keys[key.canonical] = info
         _sort_in(key, info, roles, parts, config)
     modules = {}
@@ -169,10 +179,16 @@ def read_facts(config_path: Path, weights: TensorFile) -> AdapterFacts:
         if role in _PAIRS:
             pair = roles.get((module, _PAIRS[role]))
             if pair is None:
-                raise FormatError(f"The module {module} has {role} but no {_PAIRS[role]}.", why="Half of a pair is no adapter.")
+                raise FormatError(
+                    f"The module {module} has {role} but no {_PAIRS[role]}.",
+                    why="Half of a pair is no adapter.",
+                )
             modules[module] = _module(module, info, pair, config, role == "lora_embedding_A")
         elif (module, _A_OF[role]) not in roles:
-            raise FormatError(f"The module {module} has {role} but no {_A_OF[role]}.", why="Half of a pair is no adapter.")
+            raise FormatError(
+                f"The module {module} has {role} but no {_A_OF[role]}.",
+                why="Half of a pair is no adapter.",
+            )
     if not keys:
         raise FormatError("The adapter has no tensors at all.")
     if config.peft_type == "LORA" and not modules and not parts.other:
@@ -189,7 +205,10 @@ def read_facts(config_path: Path, weights: TensorFile) -> AdapterFacts:
         other=tuple(parts.other),
         standard_names=standard,
         parameters=sum(info.count for info in weights.infos.values()),
-        dtype=_dtype([module.a for module in modules.values()] + [module.b for module in modules.values()] or list(keys.values())),
+        dtype=_dtype(
+            [module.a for module in modules.values()] + [module.b for module in modules.values()]
+            or list(keys.values())
+        ),
         notes=tuple(_notes(config, modules, parts)),
     )
 
@@ -220,7 +239,9 @@ def scan_values(facts: AdapterFacts, weights: TensorFile) -> tuple[str, list[str
         rows.append([key.canonical, info.dtype, list(info.shape), hashed])
     notes = []
     if pairs and silent_b == pairs:
-        notes.append("every lora_B is zero: this adapter changes nothing (it was never trained, or its gradients were lost)")
+        notes.append(
+            "every lora_B is zero: this adapter changes nothing (it was never trained, or its gradients were lost)"
+        )
     elif silent_b:
         notes.append(f"lora_B is zero in {silent_b} of {pairs} modules: those change nothing")
     return digest_of(canonical_bytes({"tensors": sorted(rows)})), notes
@@ -235,7 +256,11 @@ class _Parts:
 
 
 def _sort_in(
-    key: Key, info: TensorInfo, roles: dict[tuple[str, str], TensorInfo], parts: _Parts, config: PeftConfig
+    key: Key,
+    info: TensorInfo,
+    roles: dict[tuple[str, str], TensorInfo],
+    parts: _Parts,
+    config: PeftConfig,
 ) -> None:
     plain_pair = key.role in _PAIRS or key.role in _A_OF
     if config.peft_type == "LORA" and plain_pair and key.leaf != "bias" and len(info.shape) == 2:
@@ -254,13 +279,19 @@ def _is_saved(module: str, config: PeftConfig) -> bool:
     return any(module == name or module.endswith("." + name) for name in config.modules_to_save)
 
 
-def _module(name: str, a: TensorInfo, b: TensorInfo, config: PeftConfig, embedding: bool) -> LoraModule:
+def _module(
+    name: str, a: TensorInfo, b: TensorInfo, config: PeftConfig, embedding: bool
+) -> LoraModule:
     if a.dtype not in FLOATS or b.dtype not in FLOATS:
-        raise FormatError(f"The factors of {name} are {a.dtype} and {b.dtype}, which are not floating point.")
+        raise FormatError(
+            f"The factors of {name} are {a.dtype} and {b.dtype}, which are not floating point."
+        )
     rank, in_features = a.shape
     out_features, b_rank = b.shape
     if rank != b_rank:
-        raise FormatError(f"The factors of {name} don't fit each other.", why=f"A is {a.shape}, B is {b.shape}.")
+        raise FormatError(
+            f"The factors of {name} don't fit each other.", why=f"A is {a.shape}, B is {b.shape}."
+        )
     expected = config.module_rank(name)
     if rank != expected:
         raise FormatError(
@@ -294,9 +325,13 @@ def _notes(config: PeftConfig, modules: Mapping[str, LoraModule], parts: _Parts)
     if missing:
         notes.append(f"the configuration targets {some(missing)}, but no tensor belongs to them")
     if parts.saved and not config.modules_to_save:
-        notes.append(f"it holds whole weights ({some(parts.saved)}) although modules_to_save names none")
+        notes.append(
+            f"it holds whole weights ({some(parts.saved)}) although modules_to_save names none"
+        )
     if config.claimed_base and config.base.repo is None:
-        notes.append(f"its base is given as a path ({config.claimed_base}), which says nothing on another machine")
+        notes.append(
+            f"its base is given as a path ({config.claimed_base}), which says nothing on another machine"
+        )
     elif config.base.repo is None:
         notes.append("it doesn't say which base it belongs to")
     return notes
@@ -304,7 +339,9 @@ def _notes(config: PeftConfig, modules: Mapping[str, LoraModule], parts: _Parts)
 
 def _dtype(infos: list[TensorInfo]) -> str:
     found = Counter(info.dtype for info in infos)
-    return "mixed" if len(found) > 1 else TORCH_NAMES.get(next(iter(found)), next(iter(found)).lower())
+    return (
+        "mixed" if len(found) > 1 else TORCH_NAMES.get(next(iter(found)), next(iter(found)).lower())
+    )
 
 
 def _nested_hint(folder: Path) -> str:
@@ -312,4 +349,3 @@ def _nested_hint(folder: Path) -> str:
     if nested:
         return f"There is one below it: adapterhub add {nested[-1].parent}"
     return "Give the folder that PEFT's save_pretrained wrote."
-

@@ -87,7 +87,11 @@ def parse_config(document: Mapping[str, Any]) -> PeftConfig:
         raise FormatError(
             "adapter_config.json is not a PEFT configuration.",
             why="It has no peft_type."
-            + (" It looks like an MLX configuration." if "lora_layers" in document or "lora_parameters" in document else ""),
+            + (
+                " It looks like an MLX configuration."
+                if "lora_layers" in document or "lora_parameters" in document
+                else ""
+            ),
             hint="Add a folder written by PEFT's save_pretrained.",
         )
     reader = _Reader(document)
@@ -118,7 +122,12 @@ def parse_config(document: Mapping[str, Any]) -> PeftConfig:
 
 def looks_like_repo(text: str) -> bool:
     """Whether `text` is a Hub id (`org/name`, or an old bare name like `gpt2`) rather than a path or nothing."""
-    return bool(_HUB_ID.match(text)) and text not in ("None", "null") and "--" not in text and ".." not in text
+    return (
+        bool(_HUB_ID.match(text))
+        and text not in ("None", "null")
+        and "--" not in text
+        and ".." not in text
+    )
 
 
 def match_pattern(patterns: Mapping[str, Any], module: str) -> str | None:
@@ -137,11 +146,13 @@ def match_pattern(patterns: Mapping[str, Any], module: str) -> str | None:
 
 
 def _regex_matches(pattern: str, module: str) -> bool:
-    import regex
+    import regex  # type: ignore[import-untyped]
 
     try:
         if len(pattern) > MAX_PATTERN:
-            raise FormatError(f"A pattern of {len(pattern)} characters is longer than {MAX_PATTERN}.")
+            raise FormatError(
+                f"A pattern of {len(pattern)} characters is longer than {MAX_PATTERN}."
+            )
         return bool(regex.match(rf"(.*\.)?({pattern})$", module, timeout=PATTERN_SECONDS))
     except (regex.error, TimeoutError, RecursionError) as error:
         raise FormatError(
@@ -155,7 +166,9 @@ def _variants(document: Mapping[str, Any], use_dora: bool) -> tuple[str, ...]:
     found += [words for key, words in _VARIANTS.items() if document.get(key)]
     init = document.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
-        found.append(f"{init} initialisation (its factors fit a changed base; save it converted to plain LoRA)")
+        found.append(
+            f"{init} initialisation (its factors fit a changed base; save it converted to plain LoRA)"
+        )
     return tuple(found)
 
 
@@ -179,7 +192,11 @@ class _Reader:
         value = self._document.get(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise self._wrong(key, "a finite number")
         return value
 
@@ -209,7 +226,10 @@ class _Reader:
             return {}
         allowed = int if kind is int else (int, float)
         if not isinstance(value, dict) or not all(
-            isinstance(item, allowed) and not isinstance(item, bool) and math.isfinite(item) and (kind is float or item > 0)
+            isinstance(item, allowed)
+            and not isinstance(item, bool)
+            and math.isfinite(item)
+            and (kind is float or item > 0)
             for item in value.values()
         ):
             raise self._wrong(key, "a table of module patterns to numbers")

@@ -72,7 +72,12 @@ class TensorFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -105,12 +110,16 @@ class TensorFile:
 
     def _stored(self, info: TensorInfo, first: int, count: int) -> npt.NDArray[Any]:
         if info.dtype not in _NUMPY:
-            raise FormatError(f"{self.path.name}: tensor {info.name!r} has dtype {info.dtype}, which can't be read here.")
+            raise FormatError(
+                f"{self.path.name}: tensor {info.name!r} has dtype {info.dtype}, which can't be read here."
+            )
         dtype = np.dtype(_NUMPY[info.dtype])
         return np.frombuffer(self._map, dtype, count, info.start + first * dtype.itemsize)
 
 
-def read_header(path: Path, head: bytes, file: Any, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_header(
+    path: Path, head: bytes, file: Any, size: int
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Tensor table and metadata of a safetensors file of `size` bytes whose first 8 are `head`; `file` stands behind them."""
 
     def bad(why: str) -> FormatError:
@@ -124,9 +133,13 @@ def read_header(path: Path, head: bytes, file: Any, size: int) -> tuple[dict[str
         raise bad(f"it has only {size} bytes.")
     length = int.from_bytes(head, "little")
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        raise bad("it is a pickle (torch.save) under another name; pickles can run code and are never loaded.")
+        raise bad(
+            "it is a pickle (torch.save) under another name; pickles can run code and are never loaded."
+        )
     if length > MAX_HEADER_BYTES or 8 + length > size:
-        raise bad(f"it announces a header of {length} bytes, but the file has {size} bytes (or it is no safetensors file).")
+        raise bad(
+            f"it announces a header of {length} bytes, but the file has {size} bytes (or it is no safetensors file)."
+        )
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -134,7 +147,9 @@ def read_header(path: Path, head: bytes, file: Any, size: int) -> tuple[dict[str
     if not isinstance(header, dict):
         raise bad("its header is not a JSON object.")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise bad("its __metadata__ is not a table of strings.")
     infos = {}
     for name, entry in header.items():
@@ -155,10 +170,14 @@ def _tensor(path: Path, name: str, entry: Any, origin: int, size: int, bad: Any)
         raise bad(f"tensor {name!r} has no valid data_offsets.")
     start, end = origin + offsets[0], origin + offsets[1]
     if end > size:
-        raise bad(f"tensor {name!r} ends at byte {end}, but the file has {size} bytes (truncated?).")
+        raise bad(
+            f"tensor {name!r} ends at byte {end}, but the file has {size} bytes (truncated?)."
+        )
     bits = math.prod(shape) * _BITS[dtype]
     if bits != (end - start) * 8:
-        raise bad(f"tensor {name!r} of shape {shape} and dtype {dtype} needs {bits // 8} bytes, its offsets give {end - start}.")
+        raise bad(
+            f"tensor {name!r} of shape {shape} and dtype {dtype} needs {bits // 8} bytes, its offsets give {end - start}."
+        )
     return TensorInfo(name, dtype, tuple(shape), start, end, path)
 
 
@@ -169,14 +188,18 @@ def _check_cover(infos: dict[str, TensorInfo], origin: int, size: int, bad: Any)
         if info.start < expected:
             raise bad(f"tensors {previous!r} and {info.name!r} overlap.")
         if info.start > expected:
-            raise bad(f"there are {info.start - expected} bytes before tensor {info.name!r} that belong to no tensor.")
+            raise bad(
+                f"there are {info.start - expected} bytes before tensor {info.name!r} that belong to no tensor."
+            )
         expected, previous = info.end, info.name
     if expected != size:
         raise bad(f"{size - expected} bytes at the end belong to no tensor.")
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**48 for item in value)
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 2**48 for item in value
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -190,7 +213,8 @@ def _widen(stored: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[Any]:
     if info.dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     if info.dtype in ("F8_E5M2", "F8_E4M3"):
-        return _float8_table(info.dtype)[stored]
+        table: npt.NDArray[Any] = _float8_table(info.dtype)[stored]
+        return table
     return stored
 
 
@@ -203,7 +227,11 @@ def _float8_table(dtype: str) -> npt.NDArray[np.float32]:
         sign = -1.0 if code & 0x80 else 1.0
         exponent = (code >> mantissa_bits) & (2**exponent_bits - 1)
         fraction = (code & (2**mantissa_bits - 1)) / 2**mantissa_bits
-        value = math.ldexp(1 + fraction, exponent - bias) if exponent else math.ldexp(fraction, 1 - bias)
+        value = (
+            math.ldexp(1 + fraction, exponent - bias)
+            if exponent
+            else math.ldexp(fraction, 1 - bias)
+        )
         if dtype == "F8_E5M2" and exponent == 31:
             value = math.inf if fraction == 0 else math.nan
         elif dtype == "F8_E4M3" and code & 0x7F == 0x7F:

@@ -36,7 +36,7 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return int(self.a.shape[0])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def opened(store: Store, parents: Sequence[Resolved], operation: str) -> Iterato
         for resolved in parents:
             facts = store.facts(resolved)
             require_plain(facts, resolved.label, operation)
-            adapters.append(Adapter(resolved, facts, stack.enter_context(store.tensors(resolved, verify=True))))
+            adapters.append(
+                Adapter(resolved, facts, stack.enter_context(store.tensors(resolved, verify=True)))
+            )
         _require_same_shapes(adapters)
         yield adapters
 
@@ -95,7 +97,9 @@ def _require_same_shapes(adapters: Sequence[Adapter]) -> None:
             mine = (module.out_features, module.in_features, module.transposed, module.embedding)
             theirs = (other.out_features, other.in_features, other.transposed, other.embedding)
             if mine != theirs:
-                problems.append(f"{name}: {owner.label} has {list(theirs[:2])}, {adapter.label} has {list(mine[:2])}")
+                problems.append(
+                    f"{name}: {owner.label} has {list(theirs[:2])}, {adapter.label} has {list(mine[:2])}"
+                )
     if problems:
         raise IncompatibleError(
             f"{adapters[0].label} and the others are not for the same model.",

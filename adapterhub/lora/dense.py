@@ -26,7 +26,8 @@ _SEED = 0x5EED  # of the range finder's test matrix: part of the definition of t
 class RowSource(Protocol):
     """A delta of which rows can be had: `shape` is (out, in)."""
 
-    shape: tuple[int, int]
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
     def rows(self, first: int, last: int) -> torch.Tensor:
         """Rows [first, last) as float32, (last - first, in)."""
@@ -87,7 +88,9 @@ def _randomised(source: RowSource, rank: int) -> Spectrum:
             back += block.T @ q[first : first + block.shape[0]]
         if iteration == _POWER_ITERATIONS:
             # source ≈ q @ back.T, and the small side's SVD finishes it.
-            right, s, small = torch.linalg.svd(back.double(), full_matrices=False)  # (in, l), (l,), (l, l)
+            right, s, small = torch.linalg.svd(
+                back.double(), full_matrices=False
+            )  # (in, l), (l,), (l, l)
             return balanced(q.double() @ small.T[:, :rank], s[:rank], right.T[:rank], energy)
         probe, _ = torch.linalg.qr(back)
     raise AssertionError("unreachable: the last iteration returns")
@@ -95,7 +98,7 @@ def _randomised(source: RowSource, rank: int) -> Spectrum:
 
 def _leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
     """Eigenvectors of the `rank` largest eigenvalues, as columns in falling order."""
-    _, vectors = torch.linalg.eigh(gram)
+    vectors: torch.Tensor = torch.linalg.eigh(gram).eigenvectors
     return vectors[:, -rank:].flip(1)
 
 

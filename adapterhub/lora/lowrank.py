@@ -38,7 +38,9 @@ class Spectrum:
         return float((self.values**2).sum())
 
 
-def stack(factors: list[tuple[float, torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+def stack(
+    factors: list[tuple[float, torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The exact sum of w·b@a as one pair of factors: ranks add up."""
     b = torch.cat([weight * b for weight, b, _ in factors], dim=1)  # (out, R)
     a = torch.cat([a for _, _, a in factors], dim=0)  # (R, in)

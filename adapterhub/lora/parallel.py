@@ -17,14 +17,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def for_each(items: Sequence[T], work: Callable[[T], R], *, workers: int | None, done: Callable[[], None]) -> list[R]:
+def for_each(
+    items: Sequence[T], work: Callable[[T], R], *, workers: int | None, done: Callable[[], None]
+) -> list[R]:
     """[work(item) for item in items], `workers` at a time (default: one a core); `done` is called after each.
 
     Ctrl-C and errors stop what hasn't begun, wait for what has, and go on up.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(
+        workers or os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)
+    )
     try:
         futures = [pool.submit(work, item) for item in items]
         for future in as_completed(futures):

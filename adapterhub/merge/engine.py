@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from adapterhub.lora.adapter import Adapter, all_modules
-from adapterhub.lora.dense import best_rank, whole
+from adapterhub.lora.dense import RowSource, best_rank, whole
 from adapterhub.lora.lowrank import Spectrum, decompose, stack
 from adapterhub.lora.parallel import for_each
 from adapterhub.merge.deltas import Delta, load
@@ -25,14 +25,8 @@ AUTO_ENERGY = 0.99
 AUTO_CAP = 64
 
 
-class MergedDelta(Protocol):
+class MergedDelta(RowSource, Protocol):
     """One module of the result."""
-
-    shape: tuple[int, int]
-
-    def rows(self, first: int, last: int) -> torch.Tensor:
-        """Rows [first, last) of the delta, float32 (last - first, in)."""
-        ...
 
     def spectrum(self, rank: int) -> Spectrum:
         """Its best approximation of at most `rank`."""
@@ -71,7 +65,7 @@ class ElementwiseDelta:
     kernel: Callable[[str, list[torch.Tensor | None]], torch.Tensor]
 
     def rows(self, first: int, last: int) -> torch.Tensor:
-        return self.kernel(self.module, [parent and parent.rows(first, last) for parent in self.parents])
+        return self.kernel(self.module, [p.rows(first, last) if p else None for p in self.parents])
 
     def spectrum(self, rank: int) -> Spectrum:
         return best_rank(self, rank)
@@ -133,7 +127,10 @@ class Engine:
     def steps(self) -> int:
         """How often `advance` is called by `deltas` and `adapter` together."""
         passes = 0
-        if self.recipe.spec.family == "elementwise" and float(self.recipe.parameters.get("density", 1.0)) < 1:
+        if (
+            self.recipe.spec.family == "elementwise"
+            and float(self.recipe.parameters.get("density", 1.0)) < 1
+        ):
             passes = 2 * sum(len(adapter.modules) for adapter in self.adapters)
         return passes + len(all_modules(self.adapters))
 
@@ -146,7 +143,11 @@ class Engine:
             weights = kernel(self.recipe.weights, self.recipe.parameters)
             return {module: _sum(module, parents, weights) for module in all_modules(self.adapters)}
         prepared = kernel(
-            parents, self.recipe.weights, self.recipe.parameters, workers=self.workers, done=self.advance
+            parents,
+            self.recipe.weights,
+            self.recipe.parameters,
+            workers=self.workers,
+            done=self.advance,
         )
         merged: dict[str, MergedDelta] = {}
         for module in all_modules(self.adapters):
@@ -159,11 +160,18 @@ class Engine:
         """The result as an adapter of the recipe's rank."""
         names = sorted(deltas)
         if self.recipe.rank == "full":
-            factors = for_each(names, lambda name: deltas[name].full(), workers=self.workers, done=self.advance)
-            reports = [ModuleReport(name, b.shape[1], 1.0, 1.0) for name, (b, _) in zip(names, factors, strict=True)]
+            factors = for_each(
+                names, lambda name: deltas[name].full(), workers=self.workers, done=self.advance
+            )
+            reports = [
+                ModuleReport(name, b.shape[1], 1.0, 1.0)
+                for name, (b, _) in zip(names, factors, strict=True)
+            ]
             return MergedAdapter(dict(zip(names, factors, strict=True)), tuple(reports))
         cap = self._auto_cap() if self.recipe.rank == "auto" else int(self.recipe.rank)
-        spectra = for_each(names, lambda name: deltas[name].spectrum(cap), workers=self.workers, done=self.advance)
+        spectra = for_each(
+            names, lambda name: deltas[name].spectrum(cap), workers=self.workers, done=self.advance
+        )
         rank = _auto_rank(spectra, cap) if self.recipe.rank == "auto" else cap
         chosen = {name: spectrum.cut(rank) for name, spectrum in zip(names, spectra, strict=True)}
         return MergedAdapter(

@@ -60,7 +60,9 @@ def make_recipe(
     count = len(parents)
     if count < spec.min_inputs or (spec.max_inputs is not None and count > spec.max_inputs):
         most = f" and at most {spec.max_inputs}" if spec.max_inputs is not None else ""
-        raise UsageError(f"{spec.name} takes at least {spec.min_inputs}{most} adapters; {count} were given.")
+        raise UsageError(
+            f"{spec.name} takes at least {spec.min_inputs}{most} adapters; {count} were given."
+        )
     if weights is None:
         weights = [1.0 / count if spec.default_weights == "mean" else 1.0] * count
     if len(weights) != count:
@@ -70,9 +72,13 @@ def make_recipe(
             hint="For example: --weights 0.7,0.3",
         )
     if not all(math.isfinite(weight) for weight in weights):
-        raise UsageError("A weight is not a finite number.", why=f"The weights are {list(weights)}.")
+        raise UsageError(
+            "A weight is not a finite number.", why=f"The weights are {list(weights)}."
+        )
     if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype} is not allowed.", why=f"dtype must be one of {', '.join(DTYPES)}.")
+        raise UsageError(
+            f"--dtype {dtype} is not allowed.", why=f"dtype must be one of {', '.join(DTYPES)}."
+        )
     return Recipe(
         method=spec.name,
         parents=tuple(parents),
@@ -89,7 +95,9 @@ def parse_weights(text: str) -> list[float]:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise UsageError(
-            f"--weights {text} can't be read.", why="It must be numbers.", hint="For example: --weights 0.7,0.3"
+            f"--weights {text} can't be read.",
+            why="It must be numbers.",
+            hint="For example: --weights 0.7,0.3",
         ) from None
 
 
@@ -101,5 +109,8 @@ def _rank(rank: str | int) -> str | int:
     except ValueError:
         number = 0
     if not 1 <= number <= 65536:
-        raise UsageError(f"--rank {rank} is not allowed.", why="rank must be auto, full, or a whole number from 1 up.")
+        raise UsageError(
+            f"--rank {rank} is not allowed.",
+            why="rank must be auto, full, or a whole number from 1 up.",
+        )
     return number

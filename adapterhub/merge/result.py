@@ -33,14 +33,24 @@ def write_folder(
     """Writes adapter_config.json and adapter_model.safetensors into the existing `folder`."""
     from safetensors.torch import save_file
 
-    embedding = {name for parent in parents for name, module in parent.modules.items() if module.embedding}
+    embedding = {
+        name for parent in parents for name, module in parent.modules.items() if module.embedding
+    }
     tensors: dict[str, torch.Tensor] = {}
     for name, (b, a) in merged.factors.items():
-        roles = ("lora_embedding_A", "lora_embedding_B") if name in embedding else ("lora_A.weight", "lora_B.weight")
+        roles = (
+            ("lora_embedding_A", "lora_embedding_B")
+            if name in embedding
+            else ("lora_A.weight", "lora_B.weight")
+        )
         for role, factor in zip(roles, (a, b), strict=True):
-            tensors[f"base_model.model.{name}.{role}"] = factor.to(_TORCH_DTYPES[dtype]).contiguous()
+            tensors[f"base_model.model.{name}.{role}"] = factor.to(
+                _TORCH_DTYPES[dtype]
+            ).contiguous()
     with disk_errors(folder):
-        (folder / CONFIG_NAME).write_text(json.dumps(_config(merged, parents, base), indent=2, sort_keys=True) + "\n")
+        (folder / CONFIG_NAME).write_text(
+            json.dumps(_config(merged, parents, base), indent=2, sort_keys=True) + "\n"
+        )
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 

@@ -94,7 +94,9 @@ def merge(
     return MergeOutcome(target, added.digest, added.manifest, added.created, report)
 
 
-def _compute(recipe: Recipe, adapters: list[Adapter], workers: int | None, progress: ProgressFactory) -> MergedAdapter:
+def _compute(
+    recipe: Recipe, adapters: list[Adapter], workers: int | None, progress: ProgressFactory
+) -> MergedAdapter:
     sizing = Engine(recipe, adapters)
     with progress(f"Merging ({recipe.method})", sizing.steps) as bar:
         engine = Engine(recipe, adapters, workers, bar.advance)
@@ -121,7 +123,8 @@ def _report(merged: MergedAdapter) -> dict[str, Any]:
         "energy_kept": round(merged.energy_kept, 6),
         "error": round(merged.error, 6),
         "modules": {
-            report.module: {"rank": report.rank, "energy_kept": round(report.share, 6)} for report in merged.modules
+            report.module: {"rank": report.rank, "energy_kept": round(report.share, 6)}
+            for report in merged.modules
         },
     }
 
@@ -154,5 +157,9 @@ def _inherited(base: SharedBase) -> list[tuple[AttestationType, dict[str, Any]]]
 def _warn_of_precision(adapters: list[Adapter], dtype: str, warn: Callable[[str], None]) -> None:
     """Says when the result can't hold what the parents hold."""
     for adapter in adapters:
-        if adapter.facts.dtype == "float64" or (adapter.facts.dtype in ("float32", "mixed") and dtype != "float32"):
-            warn(f"{adapter.label} is {adapter.facts.dtype}; the result is rounded to {dtype} once, at the end")
+        if adapter.facts.dtype == "float64" or (
+            adapter.facts.dtype in ("float32", "mixed") and dtype != "float32"
+        ):
+            warn(
+                f"{adapter.label} is {adapter.facts.dtype}; the result is rounded to {dtype} once, at the end"
+            )

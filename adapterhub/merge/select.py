@@ -38,19 +38,26 @@ def magnitude_thresholds(
         return dict.fromkeys(names, 0.0)
     high = for_each(names, lambda name: _count(deltas[name], None), workers=workers, done=done)
     if per_module:
-        chosen = [_find(counts, _keep(density, deltas[name])) for name, counts in zip(names, high, strict=True)]
+        chosen = [
+            _find(counts, _keep(density, deltas[name]))
+            for name, counts in zip(names, high, strict=True)
+        ]
     else:
         total = int(sum(delta.shape[0] * delta.shape[1] for delta in deltas.values()))
         chosen = [_find(_sum(high), max(1, int(density * total)))] * len(names)
     bins = dict(zip(names, chosen, strict=True))
-    low = for_each(names, lambda name: _count(deltas[name], bins[name][0]), workers=workers, done=done)
+    low = for_each(
+        names, lambda name: _count(deltas[name], bins[name][0]), workers=workers, done=done
+    )
     if not per_module:
         low = [_sum(low)] * len(names)
     thresholds = {}
     for name, counts in zip(names, low, strict=True):
         high_bin, remaining = bins[name]
         low_bin, _ = _find(counts, remaining)
-        thresholds[name] = struct.unpack("<f", struct.pack("<I", high_bin << _LOW_BITS | low_bin))[0]
+        thresholds[name] = struct.unpack("<f", struct.pack("<I", high_bin << _LOW_BITS | low_bin))[
+            0
+        ]
     return thresholds
 
 

@@ -46,7 +46,11 @@ class ParameterSpec:
         """The allowed values, in words."""
         if self.choices:
             return " or ".join(self.choices)
-        low = f"{'above' if self.above_minimum else 'from'} {self.minimum:g}" if self.minimum is not None else ""
+        low = (
+            f"{'above' if self.above_minimum else 'from'} {self.minimum:g}"
+            if self.minimum is not None
+            else ""
+        )
         high = f"up to {self.maximum:g}" if self.maximum is not None else ""
         return " ".join(part for part in (low, high) if part) or "any number"
 
@@ -57,7 +61,9 @@ class ParameterSpec:
                 return str(value)
         elif isinstance(value, int | float) and not isinstance(value, bool) and self._inside(value):
             return float(value)
-        raise UsageError(f"{self.flag} {value} is not allowed.", why=f"{self.name} must be {self.range}.")
+        raise UsageError(
+            f"{self.flag} {value} is not allowed.", why=f"{self.name} must be {self.range}."
+        )
 
     def _inside(self, value: float) -> bool:
         low, high = self.minimum, self.maximum
@@ -100,7 +106,10 @@ class MethodSpec:
                     why=f"Its parameters: {known}.",
                     hint=f"adapterhub methods {self.name}",
                 )
-        return {p.name: p.check(given[p.name]) if p.name in given else p.default for p in self.parameters}
+        return {
+            p.name: p.check(given[p.name]) if p.name in given else p.default
+            for p in self.parameters
+        }
 
 
 LINEAR = MethodSpec(
@@ -123,7 +132,14 @@ TIES = MethodSpec(
     kernel="adapterhub.merge.methods.ties:prepare",
     default_weights="one",
     parameters=(
-        ParameterSpec("density", "Share of each adapter's elements that survives the trim.", 0.2, 0, 1, above_minimum=True),
+        ParameterSpec(
+            "density",
+            "Share of each adapter's elements that survives the trim.",
+            0.2,
+            0,
+            1,
+            above_minimum=True,
+        ),
         ParameterSpec("lambda", "Factor on the merged delta.", 1.0),
         ParameterSpec(
             "trim_scope",

@@ -87,7 +87,10 @@ class Adding:
             manifest = _manifest(facts, model, staged, content)
             for remark in notes:
                 note(remark)
-            body = dict(provenance or {"event": "imported", "claimed_base": facts.config.claimed_base, "notes": notes})
+            body = dict(
+                provenance
+                or {"event": "imported", "claimed_base": facts.config.claimed_base, "notes": notes}
+            )
             known = self.layout.manifest(manifest.digest).exists()
             statements = list(attestations)
             if not known or provenance is not None:
@@ -95,13 +98,17 @@ class Adding:
             if model is not None and verdict is not None:
                 statements.append(("base", _base_body(model, verdict, body)))
             with self.refs.changing() as change:
-                change.check(target, manifest.digest, move=move)  # a refusal must come before anything is written
+                change.check(
+                    target, manifest.digest, move=move
+                )  # a refusal must come before anything is written
                 for copy in staged.values():
                     self.blobs.commit(copy)
                 self.blobs.write_document(self.layout.manifest(manifest.digest), manifest.data)
                 for kind, statement in statements:
                     self.attest(manifest.digest, kind, statement)
-                created = change.set(target, manifest.digest, op=op, why=why or f"add {folder}", move=move)
+                created = change.set(
+                    target, manifest.digest, op=op, why=why or f"add {folder}", move=move
+                )
             return Added(manifest.digest, target, created, manifest, tuple(notes))
         finally:
             for copy in staged.values():
@@ -129,7 +136,10 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
                 walk(path)
             elif path.is_file():
                 if not path.resolve().is_relative_to(allowed):
-                    raise FormatError(f"{relative} is a link that leads out of {folder}.", why="It is not part of the adapter.")
+                    raise FormatError(
+                        f"{relative} is a link that leads out of {folder}.",
+                        why="It is not part of the adapter.",
+                    )
                 if not is_safe_relative_path(relative):
                     raise FormatError(f"The file name {relative!r} can't be kept on every system.")
                 files[relative] = path
@@ -138,7 +148,9 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
     walk(root)
     if checkpoints:
-        notes.append(f"{some(checkpoints)} are adapters of their own and were left out; add them by themselves")
+        notes.append(
+            f"{some(checkpoints)} are adapters of their own and were left out; add them by themselves"
+        )
     return files, notes
 
 
@@ -149,11 +161,16 @@ def _judge(staged: Mapping[str, Staged]) -> tuple[AdapterFacts, str, list[str]]:
     beyond = facts.beyond_lora()
     remarks = [*facts.notes, *value_notes]
     if beyond:
-        remarks.append("it is kept whole, but can't be merged or exported yet, because it has " + "; ".join(beyond))
+        remarks.append(
+            "it is kept whole, but can't be merged or exported yet, because it has "
+            + "; ".join(beyond)
+        )
     return facts, content, remarks
 
 
-def _check_fit(facts: AdapterFacts, model: BaseModel | None, allow: bool, folder: Path) -> Verdict | None:
+def _check_fit(
+    facts: AdapterFacts, model: BaseModel | None, allow: bool, folder: Path
+) -> Verdict | None:
     if model is None:
         return None
     verdict = fits(facts, model)
@@ -166,12 +183,16 @@ def _check_fit(facts: AdapterFacts, model: BaseModel | None, allow: bool, folder
     return verdict
 
 
-def _manifest(facts: AdapterFacts, model: BaseModel | None, staged: Mapping[str, Staged], content: str) -> Manifest:
+def _manifest(
+    facts: AdapterFacts, model: BaseModel | None, staged: Mapping[str, Staged], content: str
+) -> Manifest:
     claim = facts.config.base
     if model is not None and claim.repo is None:
         claim = BaseClaim(model.repo, model.revision)
     files = [FileEntry(path, copy.digest, copy.size) for path, copy in staged.items()]
-    return make_manifest(kind=facts.kind, base=claim, lora=facts.lora(), files=files, content=content)
+    return make_manifest(
+        kind=facts.kind, base=claim, lora=facts.lora(), files=files, content=content
+    )
 
 
 def _base_body(model: BaseModel, verdict: Verdict, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Where everything lies in a store. Plain files are the truth; these are their places.
 
-    store/format-version  id  lock  tmp/
-      blobs/sha256/ab/<hex>       write-once bytes
-      manifests/sha256/ab/<hex>   canonical JSON; the digest is the adapter's identity
-      attestations/<subject>/<hex>
-      refs/<namespace>/<name>/<tag>   one line: sha256:...   (namespace "_" where none was given)
-      log/refs.jsonl              every change of a ref
-      views/<digest>/             an adapter as a PEFT folder for servers; never edited
-    runs/<id>/   bases/<key>.json
+store/format-version  id  lock  tmp/
+  blobs/sha256/ab/<hex>       write-once bytes
+  manifests/sha256/ab/<hex>   canonical JSON; the digest is the adapter's identity
+  attestations/<subject>/<hex>
+  refs/<namespace>/<name>/<tag>   one line: sha256:...   (namespace "_" where none was given)
+  log/refs.jsonl              every change of a ref
+  views/<digest>/             an adapter as a PEFT folder for servers; never edited
+runs/<id>/   bases/<key>.json
 """
 
 from __future__ import annotations

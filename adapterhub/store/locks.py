@@ -28,7 +28,9 @@ def locked(path: Path, *, exclusive: bool, wait: float | None = None) -> Iterato
     try:
         while True:
             try:
-                fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                fcntl.flock(
+                    descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+                )
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:

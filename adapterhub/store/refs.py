@@ -56,7 +56,11 @@ class Refs:
         except UnicodeDecodeError:
             text = ""
         digits = text.removeprefix(DIGEST_PREFIX)
-        if not text.startswith(DIGEST_PREFIX) or len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
+        if (
+            not text.startswith(DIGEST_PREFIX)
+            or len(digits) != 64
+            or not set(digits) <= set("0123456789abcdef")
+        ):
             raise StoreDamagedError(
                 f"The ref {name} is damaged.",
                 why=f"{path} doesn't hold a digest.",
@@ -80,11 +84,17 @@ class Refs:
         if digest is None:
             known = [str(other) for other, _ in self.all()]
             same_last = [other for other in known if parse_name(other).name == name.name]
-            guess = f"Did you mean {' or '.join(same_last[:3])}?" if same_last else did_you_mean(str(name), known)
+            guess = (
+                f"Did you mean {' or '.join(same_last[:3])}?"
+                if same_last
+                else did_you_mean(str(name), known)
+            )
             raise NotFoundError(
                 f"There is no adapter named {name}.",
                 why=guess,
-                hint="`adapterhub ls` shows all names." if known else "The store is empty: adapterhub add FOLDER",
+                hint="`adapterhub ls` shows all names."
+                if known
+                else "The store is empty: adapterhub add FOLDER",
             )
         return digest
 
@@ -152,7 +162,8 @@ class Transaction:
         """Two names that differ in case only would be one file on macOS and Windows."""
         folder = self._layout.refs
         for part in (name.namespace or NO_NAMESPACE, name.name, name.tag):
-            for other in os.listdir(folder) if folder.is_dir() else []:
+            for path in folder.iterdir() if folder.is_dir() else []:
+                other = path.name
                 if other != part and other.lower() == part.lower():
                     raise ConflictError(
                         f"{name} has the part '{part}', which differs from the existing '{other}' in case only.",
@@ -168,7 +179,9 @@ class Transaction:
             end = file.seek(0, os.SEEK_END)
             if end:
                 file.seek(end - 1)
-                torn = file.read(1) != b"\n"  # a crash left half a line: close it, so that this one can be read
+                torn = (
+                    file.read(1) != b"\n"
+                )  # a crash left half a line: close it, so that this one can be read
                 line = b"\n" + line if torn else line
             try:
                 file.write(line)

@@ -127,7 +127,9 @@ class Store:
         found = []
         for name, digest in self.refs.all():
             when = datetime.fromtimestamp(self.layout.ref(name).stat().st_mtime, UTC)
-            found.append(Entry(name, digest, self.manifest(digest), when.isoformat(timespec="seconds")))
+            found.append(
+                Entry(name, digest, self.manifest(digest), when.isoformat(timespec="seconds"))
+            )
         return found
 
     def attestations(self, digest: str) -> list[Attestation]:
@@ -137,7 +139,9 @@ class Store:
         for path in folder.iterdir() if folder.is_dir() else []:
             data = path.read_bytes()
             if digest_of(data) != DIGEST_PREFIX + path.name:
-                raise StoreDamagedError(f"The attestation {path} has changed on disk.", hint="Delete that file.")
+                raise StoreDamagedError(
+                    f"The attestation {path} has changed on disk.", hint="Delete that file."
+                )
             found.append(parse_attestation(data))
         return sorted(found, key=lambda attestation: (attestation.created, attestation.digest))
 
@@ -185,14 +189,30 @@ class Store:
             return self.bases.open(claim.repo, revision=claim.revision)
         known = self.known_fingerprint(resolved.digest)
         for record in self.bases.records():
-            if known is not None and record["fingerprint"] == known and Path(record["path"]).is_dir():
+            if (
+                known is not None
+                and record["fingerprint"] == known
+                and Path(record["path"]).is_dir()
+            ):
                 return self.bases.open(record["path"])
         raise NotFoundError(
             f"{resolved.label} doesn't say which base it belongs to.",
             hint="Name it: --base FOLDER_OR_REPO",
         )
 
-    def require_fit(self, resolved: Resolved, base: BaseModel, *, allow_mismatch: bool = False) -> Verdict:
+    def base_label(self, digest: str, manifest: Manifest) -> str | None:
+        """What to call the adapter's base: its claim, else the base of this machine with the known fingerprint."""
+        if manifest.base.repo is not None:
+            return manifest.base.repo
+        known = self.known_fingerprint(digest)
+        for record in self.bases.records() if known is not None else []:
+            if record["fingerprint"] == known:
+                return record["repo"] or Path(record["path"]).name
+        return None
+
+    def require_fit(
+        self, resolved: Resolved, base: BaseModel, *, allow_mismatch: bool = False
+    ) -> Verdict:
         """As `fit`, but IncompatibleError where it doesn't, unless allowed."""
         verdict = self.fit(resolved, base)
         if not verdict.ok and not allow_mismatch:
@@ -265,7 +285,9 @@ class Store:
     def tag(self, resolved: Resolved, name: Name, *, move: bool = False) -> bool:
         """Gives an adapter another name; False when it had that one."""
         with self.writing(), self.refs.changing() as change:
-            return change.set(name, resolved.digest, op="tag", why=f"tag {resolved.label} {name}", move=move)
+            return change.set(
+                name, resolved.digest, op="tag", why=f"tag {resolved.label} {name}", move=move
+            )
 
     def remove(self, names: list[Name]) -> list[tuple[Name, str]]:
         """Removes refs, all or none; returns the digests they had. The adapters themselves stay."""
@@ -289,7 +311,9 @@ class Store:
                 with new_folder(target) as building:
                     views.fill(building, manifest, self.blobs, standard_names=True, link=True)
             except OSError:
-                if not target.is_dir():  # otherwise another process was quicker, with the same bytes
+                if (
+                    not target.is_dir()
+                ):  # otherwise another process was quicker, with the same bytes
                     raise
         return target
 
@@ -315,7 +339,10 @@ class Store:
         if self.layout.version.exists() and self.layout.tmp.is_dir():
             return
         make_directory(self.layout.tmp)
-        for path, text in ((self.layout.store / "id", secrets.token_hex(16)), (self.layout.version, FORMAT_VERSION)):
+        for path, text in (
+            (self.layout.store / "id", secrets.token_hex(16)),
+            (self.layout.version, FORMAT_VERSION),
+        ):
             if not path.exists():
                 write_file(path, f"{text}\n".encode(), self.layout.tmp)
 
@@ -333,12 +360,17 @@ class Store:
 
     def _by_prefix(self, pointer: DigestPointer, text: str) -> str:
         shelf = self.layout.manifests / pointer.prefix[:2]
-        found = sorted(path.name for path in shelf.glob(f"{pointer.prefix}*")) if shelf.is_dir() else []
+        found = (
+            sorted(path.name for path in shelf.glob(f"{pointer.prefix}*")) if shelf.is_dir() else []
+        )
         if pointer.name is not None:
             ever = {change.after for change in self.log(pointer.name)}
             found = [hexadecimal for hexadecimal in found if DIGEST_PREFIX + hexadecimal in ever]
         if not found:
-            raise NotFoundError(f"No adapter has a digest that begins as in {text}.", hint="`adapterhub ls` shows digests.")
+            raise NotFoundError(
+                f"No adapter has a digest that begins as in {text}.",
+                hint="`adapterhub ls` shows digests.",
+            )
         if len(found) > 1:
             raise UsageError(
                 f"{text} could be {len(found)} adapters.",

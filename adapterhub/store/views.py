@@ -14,7 +14,9 @@ from adapterhub.manifest import Manifest
 from adapterhub.store.blobs import Blobs
 
 
-def fill(folder: Path, manifest: Manifest, blobs: Blobs, *, standard_names: bool, link: bool) -> None:
+def fill(
+    folder: Path, manifest: Manifest, blobs: Blobs, *, standard_names: bool, link: bool
+) -> None:
     """Writes the adapter's files into the empty `folder`.
 
     Args:

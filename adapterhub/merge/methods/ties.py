@@ -31,10 +31,14 @@ def prepare(
     """Finds the trim thresholds (two passes over all deltas) and returns the element-wise kernel."""
     density, scope = float(parameters["density"]), str(parameters["trim_scope"])
     thresholds = [
-        magnitude_thresholds(parent, density, per_module=scope == "module", workers=workers, done=done)
+        magnitude_thresholds(
+            parent, density, per_module=scope == "module", workers=workers, done=done
+        )
         for parent in parents
     ]
-    return partial(merge_rows, weights=list(weights), thresholds=thresholds, scale=float(parameters["lambda"]))
+    return partial(
+        merge_rows, weights=list(weights), thresholds=thresholds, scale=float(parameters["lambda"])
+    )
 
 
 def merge_rows(

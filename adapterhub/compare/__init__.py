@@ -1,0 +1,1 @@
+"""What `diff` shows: how two adapters relate, before they are merged. numpy only, exact, in factored form."""
