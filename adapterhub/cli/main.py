@@ -43,7 +43,7 @@ def build(only: str | None = None) -> typer.Typer:
         help="Keep, compare, merge, export, train and serve LoRA adapters.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_top)
@@ -56,7 +56,7 @@ def build(only: str | None = None) -> typer.Typer:
             if only in (None, point.name):
                 try:
                     target = point.load()
-                except ImportError as error:
+                except (ImportError, AttributeError) as error:
                     # One broken package must not take the other commands down.
                     sys.stderr.write(
                         f"warning: the command {point.name} can't be loaded: {error}\n"

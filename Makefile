@@ -1,0 +1,57 @@
+# Everything a developer or CI types. `make` alone lists it; each target sets up what it needs first.
+
+# The first of these that is a Python 3.11 makes .venv/.  To name another: make PYTHON=/path/to/python3.11 setup
+PYTHON ?= python3.11 python3
+BIN := .venv/bin
+# Tests in parallel: make test WORKERS=2. One process is the default: two cores that also run a server gain little.
+WORKERS ?= 0
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Tools keep what they remember in the checkout, never in the home directory.
+export MYPY_CACHE_DIR := .cache/mypy
+export RUFF_CACHE_DIR := .cache/ruff
+export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.cache/pyright
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# A run in a terminal and one in CI with no terminal do the same.
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv/ from requirements/dev.lock; does nothing where it is up to date
+	@for python in $(PYTHON); do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+	        exec $$python scripts/setup_env.py; \
+	    fi; \
+	done; \
+	echo "setup: needs Python 3.11, and none of these is one: $(PYTHON)" >&2; \
+	echo "setup: install it, or say where it is: make PYTHON=/path/to/python3.11 setup" >&2; \
+	exit 1
+
+demo: setup ## from nothing to a merged adapter that answers, on a real model
+	@$(BIN)/python examples/demo.py
+
+test: setup ## the whole suite, slow tests too; what CI runs
+	$(PYTEST) </dev/null
+
+check: setup ## the fast loop before every commit: format, lint, types, import contracts, fast tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pyright --warnings
+	$(BIN)/python scripts/lint_imports.py
+	$(PYTEST) -m "not slow" -q </dev/null
+
+format: setup ## let ruff write the format and the fixes that are safe
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+lock: setup ## write requirements/dev.lock from pyproject.toml and what is installed
+	$(BIN)/python scripts/lock.py
+
+clean: ## remove .venv/ and everything tools and builds left in the checkout
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info snapshot_report.html
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,61 @@
+"""Draws the terminal UI on a store and writes the picture for README: the same store gives the same bytes.
+
+    python scripts/screenshot.py --home demo-work/store
+
+There is no terminal in it: Textual's pilot runs the real application, waits until the store is read, and exports SVG.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from adapterhub.store import Store
+from adapterhub.tui.app import AdapterHubApp
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "images" / "library.svg"
+
+
+def main() -> None:
+    """Reads the command line, writes the picture, says where."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--home", type=Path, help="the store (default: $ADAPTERHUB_HOME)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=OUTPUT,
+        help="the file to write (default: docs/images/library.svg)",
+    )
+    parser.add_argument("--size", default="132x36", help="columns x lines")
+    parser.add_argument("--filter", default="", metavar="WORDS", help="type this into the filter")
+    options = parser.parse_args()
+    columns, lines = map(int, options.size.split("x"))
+    store = Store.open(options.home)
+    if not store.refs.all():
+        sys.exit(f"screenshot: the store at {store.home} is empty; make one with: make demo")
+    picture = asyncio.run(draw(store, (columns, lines), options.filter))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(picture, encoding="utf-8")
+    print(options.output)
+
+
+async def draw(store: Store, size: tuple[int, int], words: str = "") -> str:
+    """The SVG of the application on `store` in a terminal of `size` (columns, lines)."""
+    os.environ.pop("NO_COLOR", None)
+    app = AdapterHubApp(store)
+    app.theme = "textual-dark"  # whatever TEXTUAL_THEME says
+    async with app.run_test(size=size) as pilot:
+        if words:
+            await pilot.press("slash", *words, "enter")
+        for _ in range(2):  # the list's answer asks for the details
+            await pilot.pause()
+            await app.workers.wait_for_complete()
+        await pilot.pause()
+        return app.export_screenshot(title="adapterhub")
+
+
+if __name__ == "__main__":
+    main()

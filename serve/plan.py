@@ -1,0 +1,248 @@
+"""What will be served: adapters, their names, one base, and the numbers vLLM needs to know beforehand.
+
+A plan is made from the store and the base's headers alone, so it is the same with and without vLLM installed. Every
+adapter is served twice over: under its name, and under `name@<digest>`, which means the same weights for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub.base import BaseModel, Comparison
+from adapterhub.errors import IncompatibleError, NotFoundError
+from adapterhub.names import DigestPointer, parse_pointer
+from adapterhub.same_base import shared_base
+from adapterhub.serve.preflight import RANKS, Problem, check, refuse
+from adapterhub.store import Resolved, Store
+from adapterhub.words import short
+
+COLUMNS = ("name", "version", "kind", "rank", "modules", "base weights")
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """One adapter and the names it is asked for by; `path` is its immutable PEFT folder."""
+
+    digest: str
+    names: tuple[str, ...]
+    path: Path
+    rank: int
+    modules: str
+    fingerprint: Comparison
+    remarks: tuple[str, ...]
+    overridden: tuple[str, ...]
+    """Reasons why it doesn't fit the base, which were allowed."""
+
+    @property
+    def label(self) -> str:
+        """What the user calls it."""
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a server has to be told. `extra` is handed on to vLLM as it is."""
+
+    base: BaseModel
+    base_name: str
+    adapters: tuple[ServedAdapter, ...]
+    host: str
+    port: int
+    dtype: str
+    max_model_len: int | None
+    extra: tuple[str, ...]
+
+    @property
+    def modules(self) -> dict[str, Path]:
+        """Served name -> folder. The same version under two names of one adapter is listed once."""
+        return {name: adapter.path for adapter in self.adapters for name in adapter.names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything a request may name as its model, the base first."""
+        return (self.base_name, *self.modules)
+
+    @property
+    def max_lora_rank(self) -> int:
+        """The smallest rank vLLM can be set up for that holds every adapter; memory grows with it."""
+        return next(
+            rank for rank in RANKS if rank >= max(adapter.rank for adapter in self.adapters)
+        )
+
+    @property
+    def max_loras(self) -> int:
+        """A slot for every served name, and one that stays empty.
+
+        vLLM counts names, not weights. The empty slot: in a batch, rows for the base carry the index -1, which the
+        CPU kernels up to 0.32 take as the *last* slot (vllm-project/vllm #48421, #49656), so nothing may be in it.
+        """
+        return len(self.modules) + 1
+
+    @property
+    def max_cpu_loras(self) -> int:
+        """As many as slots, so that no adapter is ever put out and read again."""
+        return self.max_loras
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine reach the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A table of what is served, the base first."""
+        first = dict.fromkeys(("version", "rank", "modules", "base weights"))
+        return [{"name": self.base_name, "kind": "base", **first}] + [
+            {
+                "name": adapter.names[0],
+                "version": adapter.names[-1],
+                "kind": "adapter",
+                "rank": adapter.rank,
+                "modules": adapter.modules,
+                "base weights": adapter.fingerprint,
+            }
+            for adapter in self.adapters
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """The plan as data: what `--json` prints and a run keeps."""
+        return {
+            "base": {
+                "name": self.base_name,
+                "repo": self.base.repo,
+                "revision": self.base.revision,
+                "path": str(self.base.path),
+            },
+            "adapters": [
+                {
+                    "names": list(adapter.names),
+                    "digest": adapter.digest,
+                    "path": str(adapter.path),
+                    "rank": adapter.rank,
+                    "modules": adapter.modules,
+                    "fingerprint": adapter.fingerprint,
+                    "remarks": list(adapter.remarks),
+                    "allowed_mismatch": list(adapter.overridden),
+                }
+                for adapter in self.adapters
+            ],
+            "url": self.url,
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "max_lora_rank": self.max_lora_rank,
+            "max_loras": self.max_loras,
+            "max_cpu_loras": self.max_cpu_loras,
+        }
+
+
+def make_plan(
+    store: Store,
+    wanted: Sequence[str],
+    *,
+    base: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    extra: Sequence[str] = (),
+    allow_mismatch: bool = False,
+    checked: Callable[[], None] = lambda: None,
+) -> Plan:
+    """Resolves, checks and numbers the adapters `wanted`; `checked` is called after each.
+
+    Raises:
+        NotFoundError: names that aren't in the store, or a base that isn't on this machine.
+        IncompatibleError: an adapter doesn't fit the base, or they belong to different ones (unless allowed).
+        UnsupportedError: an adapter that vLLM can't honour.
+    """
+    resolved = _resolve(store, wanted)
+    model = _find_base(store, list(resolved.values()), base)
+    problems: list[Problem] = []
+    served = []
+    for names, adapter in resolved.items():
+        found = check(store, adapter, names[0], model)
+        checked()
+        problems += found.problems
+        served.append((names, adapter, found))
+    try:
+        shared_base(store, list(resolved.values()), allow_mismatch=allow_mismatch)
+    except IncompatibleError:
+        # The plainer message, unless there is more to say than that.
+        if all(problem.kind == "unfit" for problem in problems):
+            raise
+    refuse(problems, [names[0] for names in resolved], allow_mismatch=allow_mismatch)
+    taken = {name for names in resolved for name in names}
+    return Plan(
+        base=model,
+        base_name=str(model.path) if model.label in taken else model.label,
+        adapters=tuple(
+            ServedAdapter(
+                digest=adapter.digest,
+                names=names,
+                path=store.view(adapter.digest),
+                rank=found.rank,
+                modules=f"{found.verdict.modules_found}/{found.verdict.modules_total}",
+                fingerprint=found.verdict.fingerprint,
+                remarks=found.remarks,
+                overridden=() if found.verdict.ok else found.verdict.reasons,
+            )
+            for names, adapter, found in served
+        ),
+        host=host,
+        port=port,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        extra=tuple(extra),
+    )
+
+
+def _resolve(store: Store, wanted: Sequence[str]) -> dict[tuple[str, ...], Resolved]:
+    """Served names -> adapter, in order, each once. All unknown names are reported together."""
+    found: dict[tuple[str, ...], Resolved] = {}
+    missing: list[NotFoundError] = []
+    for text in wanted:
+        try:
+            adapter = store.resolve(text)
+        except NotFoundError as error:
+            missing.append(error)
+            continue
+        found[_names(text, adapter)] = adapter
+    if len(missing) == 1:
+        raise missing[0]
+    if missing:
+        raise NotFoundError(
+            f"{len(missing)} of {len(wanted)} adapters can't be found.",
+            why="\n  ".join(f"{error.what} {error.why}".strip() for error in missing),
+            hint="`adapterhub ls` shows all names.",
+        )
+    return found
+
+
+def _names(text: str, adapter: Resolved) -> tuple[str, ...]:
+    """`tone` -> tone, tone@1f2e…; `tone:v2` -> tone:v2, tone@…; a digest pointer has only the second kind."""
+    pointer = parse_pointer(text)
+    name = pointer.name if isinstance(pointer, DigestPointer) else pointer
+    version = f"{name.path if name else ''}@{short(adapter.digest)}"
+    return (version,) if isinstance(pointer, DigestPointer) else (str(pointer), version)
+
+
+def _find_base(store: Store, adapters: Sequence[Resolved], explicit: str | None) -> BaseModel:
+    """The base named, else the first that an adapter claims and this machine has."""
+    first: NotFoundError | None = None
+    for adapter in adapters:
+        try:
+            return store.base_for(adapter, explicit)
+        except NotFoundError as error:
+            if explicit is not None:
+                raise
+            first = first or error
+    assert first is not None
+    raise first

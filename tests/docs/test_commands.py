@@ -1,0 +1,100 @@
+"""Every command that README and docs show is run, page by page, in the order a reader would type it.
+
+The pages speak of `./my-base`, `./tone-lora` and so on; here those are a tiny base and adapters made by PEFT. A server is only
+planned (`--dry-run`) and the screen only asked for its help: starting them for real is tested in tests/serve and tests/tui.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.models import ModelMaker
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = Path(sys.executable).with_name("adapterhub")
+
+_BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_INSTEAD = {"serve": ["--dry-run"], "tui": ["--help"]}
+
+
+def commands(page: Path) -> list[str]:
+    """The lines after `$ ` in a page's console blocks."""
+    blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, tiny: ModelMaker, make_peft_adapter: Callable[..., Path]
+) -> tuple[Path, dict[str, str]]:
+    """A folder with everything the pages mention, and the environment to run in. The store knows the pages' names."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    base = tiny.llama()
+    (folder / "my-base").symlink_to(base)
+    for seed, name in enumerate(("tone-lora", "terms-lora")):
+        made = make_peft_adapter(base, name, seed=seed, r=4 * (seed + 1))
+        config = json.loads((made / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = "my-org/my-base"
+        (made / "adapter_config.json").write_text(json.dumps(config))
+        made.rename(folder / name)
+    rows = [
+        {"instruction": f"Ticket {n}: late?", "output": f"Sorry. Day {n}."} for n in range(40)
+    ]
+    (folder / "tickets.json").write_text(json.dumps(rows))
+    (folder / "recipe.yaml").write_text(
+        "name: support/trained\nbase: my-org/my-base\ndata: {path: tickets.json}\nsteps: 2\nmax_length: 96\n"
+    )
+    environment = {**os.environ, "ADAPTERHUB_HOME": str(tmp_path / "home")}
+    return folder, environment
+
+
+def run(line: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    program, *arguments = shlex.split(line, comments=True)
+    assert program == "adapterhub", f"only our own commands are shown as commands: {line}"
+    arguments += _INSTEAD.get(arguments[0], [])
+    return subprocess.run(
+        [COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_does_what_the_page_says(
+    page: Path, workplace: tuple[Path, dict[str, str]]
+) -> None:
+    folder, environment = workplace
+    shown = commands(page)
+    if page.name != "README.md":  # the other pages go on from where README ends
+        for line in commands(PAGES[0])[:3]:
+            if not (page.name == "store.md" and " add " in line and "base add" not in line):
+                assert run(line, folder, environment).returncode == 0
+    for line in shown:
+        done = run(line, folder, environment)
+        assert done.returncode == 0, f"$ {line}\n{done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr
+
+
+def test_readme_shows_commands_and_the_two_make_targets() -> None:
+    readme = PAGES[0].read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("demo", "test"):
+        assert f"make {target}" in readme
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert len(commands(PAGES[0])) >= 8
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -1,0 +1,141 @@
+"""`merger`: merges folders through the real store and hands back what is there then, read by the tests' own reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.merge.recipe import make_recipe
+from adapterhub.merge.run import MergeOutcome, merge
+from adapterhub.store import Resolved, Store
+from tests.support.adapters import AdapterMaker
+from tests.support.dense import Deltas, read_deltas
+
+
+class Counter:
+    """A progress bar that only counts."""
+
+    def __init__(self) -> None:
+        self.done = 0.0
+
+    def advance(self, amount: float = 1, **_: object) -> None:
+        self.done += amount
+
+
+@contextmanager
+def silent(_: str, __: float) -> Iterator[Counter]:
+    yield Counter()
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The result of one merge, as a PEFT folder."""
+
+    outcome: MergeOutcome
+    folder: Path
+    warnings: list[str]
+
+    @cached_property
+    def deltas(self) -> Deltas:
+        return read_deltas(self.folder)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self.outcome.report
+
+    @property
+    def content(self) -> str:
+        return self.outcome.manifest.content
+
+
+@dataclass
+class Merger:
+    """Adds folders to `store` under fresh names and merges them."""
+
+    store: Store
+    make: AdapterMaker
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def adapter(self, **settings: Any) -> Path:
+        """A folder of its own name; settings as `make_adapter`."""
+        return self.make(f"a{next(self._numbers)}", **settings)
+
+    def add(self, folder: Path, **settings: Any) -> Resolved:
+        name = f"n{next(self._numbers)}"
+        self.store.add_folder(folder, name=name, **settings)
+        return self.store.resolve(name)
+
+    def __call__(
+        self,
+        folders: Sequence[Path],
+        method: str = "linear",
+        *,
+        weights: Sequence[float] | None = None,
+        rank: str | int = "full",
+        dtype: str | None = "float32",
+        workers: int | None = 1,
+        allow_mismatch: bool = False,
+        **parameters: Any,
+    ) -> Merged:
+        parents = [self.add(folder) for folder in folders]
+        return self.of(
+            parents,
+            method,
+            weights=weights,
+            rank=rank,
+            dtype=dtype,
+            workers=workers,
+            allow_mismatch=allow_mismatch,
+            **parameters,
+        )
+
+    def of(
+        self,
+        parents: Sequence[Resolved],
+        method: str = "linear",
+        *,
+        weights: Sequence[float] | None = None,
+        rank: str | int = "full",
+        dtype: str | None = "float32",
+        workers: int | None = 1,
+        allow_mismatch: bool = False,
+        **parameters: Any,
+    ) -> Merged:
+        recipe = make_recipe(
+            method,
+            [parent.digest for parent in parents],
+            weights=weights,
+            parameters=parameters,
+            rank=rank,
+            dtype=dtype,
+        )
+        warnings: list[str] = []
+        outcome = merge(
+            self.store,
+            parents,
+            recipe,
+            name=f"m{next(self._numbers)}",
+            progress=silent,
+            workers=workers,
+            allow_mismatch=allow_mismatch,
+            warn=warnings.append,
+        )
+        return Merged(outcome, self.store.view(outcome.digest), warnings)
+
+
+@pytest.fixture(autouse=True)
+def _no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are about numbers: waiting for the disk would be most of their time."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def merger(store: Store, make_adapter: AdapterMaker) -> Merger:
+    return Merger(store, make_adapter)

@@ -1,0 +1,121 @@
+"""A chosen rank gives the best approximation there is, and the report says what it cost (Eckart and Young 1936)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from adapterhub.merge.recipe import SERVABLE_RANKS
+from tests.support.adapters import QV, llama_modules, random_factors
+from tests.support.dense import Deltas, norm, read_deltas, read_factors, ties, weighted_sum
+
+if TYPE_CHECKING:
+    from tests.merge.conftest import Merged, Merger
+
+
+def discarded(deltas: Deltas, rank: int) -> float:
+    """Norm of all singular values beyond the `rank` largest of each module."""
+    values = [np.linalg.svd(delta, compute_uv=False)[rank:] for delta in deltas.values()]
+    return math.sqrt(sum(float((part**2).sum()) for part in values))
+
+
+def falling(seed: int, rank: int = 24, modules: Any = QV) -> dict[str, tuple[Any, Any]]:
+    """Factors whose delta has quickly falling singular values, as trained adapters do."""
+    return {
+        module: (b * np.float32(2.0) ** -np.arange(b.shape[1], dtype=np.float32), a)
+        for module, (b, a) in random_factors(modules, rank=rank, seed=seed).items()
+    }
+
+
+def check_report(merged: Merged, expected: Deltas) -> None:
+    """Energy and error in the report are those of the file, module by module and together."""
+    total = norm(expected) ** 2
+    lost = {module: float(((merged.deltas[module] - delta) ** 2).sum()) for module, delta in expected.items()}
+    assert merged.report["energy_kept"] == pytest.approx(1 - sum(lost.values()) / total, abs=2e-6)
+    assert merged.report["error"] == pytest.approx(math.sqrt(sum(lost.values()) / total), abs=1e-5, rel=1e-4)
+    assert merged.report["modules"].keys() == expected.keys()
+    for module, row in merged.report["modules"].items():
+        energy = float((expected[module] ** 2).sum())
+        assert row["energy_kept"] == pytest.approx(1 - lost[module] / energy, abs=2e-6)
+        assert row["rank"] == read_factors(merged.folder)[module][1].shape[0]
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8, 20])
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_a_given_rank_is_the_best_of_that_rank(merger: Merger, method: str, rank: int) -> None:
+    folders = [merger.adapter(seed=0, rank=12), merger.adapter(seed=1, rank=7)]
+    parents = [read_deltas(folder) for folder in folders]
+    weights = [0.8, -0.6]
+    if method == "linear":
+        expected = weighted_sum(parents, weights)
+    else:
+        found = ties(parents, weights, density=0.3)
+        assert found.count == 0, "choose another seed: an element lies at the threshold"
+        expected = found.merged
+
+    merged = merger(folders, method, weights=weights, rank=rank, **({} if method == "linear" else {"density": 0.3}))
+
+    wrong = norm({module: merged.deltas[module] - expected[module] for module in expected})
+    best = discarded(expected, rank)
+    assert abs(wrong - best) <= 1e-5 * norm(expected)
+    assert all(pair[1].shape[0] <= rank for pair in read_factors(merged.folder).values())
+    check_report(merged, expected)
+
+
+def test_a_rank_above_what_there_is_loses_nothing_and_is_not_padded(merger: Merger) -> None:
+    folders = [merger.adapter(seed=0, rank=3), merger.adapter(seed=1, rank=2)]
+    merged = merger(folders, rank=400)
+    assert {pair[1].shape[0] for pair in read_factors(merged.folder).values()} == {5}
+    assert merged.report["error"] == pytest.approx(0, abs=1e-5)
+
+
+def test_shared_directions_are_counted_once(merger: Merger) -> None:
+    folder = merger.adapter(rank=6)
+    merged = merger([folder, folder], weights=[0.5, 2.0], rank=64)
+    assert {pair[1].shape[0] for pair in read_factors(merged.folder).values()} == {6}
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+@pytest.mark.parametrize("spectrum", ["falling", "flat"])
+def test_auto_is_servable_and_keeps_99_percent_or_stops_at_its_cap(
+    merger: Merger, method: str, spectrum: str
+) -> None:
+    modules = llama_modules()
+    if spectrum == "falling":
+        folders = [merger.adapter(factors=falling(seed, modules=modules), rank=24) for seed in range(2)]
+    else:
+        folders = [merger.adapter(seed=seed, rank=40, modules=modules) for seed in range(2)]
+    parents = [read_deltas(folder) for folder in folders]
+    merged = merger(folders, method, weights=[1, 1], rank="auto")
+
+    expected = weighted_sum(parents, [1, 1]) if method == "linear" else ties(parents, [1, 1], density=0.2).merged
+    chosen = merged.report["rank"]
+    kept = 1 - (norm({m: merged.deltas[m] - expected[m] for m in expected}) / norm(expected)) ** 2
+    assert chosen in SERVABLE_RANKS
+    assert chosen <= 64
+    assert kept >= 0.99 or chosen == 64
+    smaller = [rank for rank in SERVABLE_RANKS if rank < chosen]
+    if smaller:  # it is the smallest that will do
+        assert 1 - (discarded(expected, smaller[-1]) / norm(expected)) ** 2 < 0.99
+    check_report(merged, expected)
+
+
+def test_the_cap_of_auto_grows_with_the_parents(merger: Merger) -> None:
+    modules = {"model.layers.0.mlp.up_proj": (300, 280)}
+    folders = [merger.adapter(seed=seed, rank=130, modules=modules) for seed in range(2)]
+    assert merger(folders, rank="auto").report["rank"] == 128
+
+
+def test_modules_of_smaller_rank_keep_theirs_in_the_pattern(merger: Merger) -> None:
+    folders = [
+        merger.adapter(seed=0, rank=16, modules=llama_modules("q_proj", "up_proj")),
+        merger.adapter(seed=1, rank=2, modules=llama_modules("v_proj", layers=[1])),
+    ]
+    merged = merger(folders, rank=16)
+    config = json.loads((merged.folder / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 16
+    assert config["rank_pattern"] == config["alpha_pattern"] == {"model.layers.1.self_attn.v_proj": 2}

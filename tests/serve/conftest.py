@@ -1,0 +1,84 @@
+"""What the tests of serving share: a store with adapters in it, and a stand-in for vLLM that starts in no time."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub.store import Store
+from tests.support.adapters import AdapterMaker
+
+# Takes vLLM's flags, answers /health and /v1/models as vLLM does, and has a child of its own, as vLLM has its engine.
+# What comes in --seed says how it misbehaves.
+STAND_IN = """#!{python}
+import json, os, signal, subprocess, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+arguments = sys.argv[1:]
+value = lambda flag: arguments[arguments.index(flag) + 1]
+seed = value("--seed") if "--seed" in arguments else "0"
+start = arguments.index("--lora-modules") + 1
+modules = [item.split("=")[0] for item in arguments[start:] if "=" in item]
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print("engine", child.pid, flush=True)
+print("(APIServer pid=1) INFO 11-22 03:45:06 [api_utils.py:347] Loading the model", flush=True)
+if seed == "1":
+    print("(APIServer pid=1) ERROR 11-22 03:45:07 [core.py:1] ValueError: LoRA rank 64 is greater than 16.", flush=True)
+    sys.exit(3)
+if seed == "2":
+    time.sleep(300)
+if seed == "3":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        names = [value("--served-model-name"), *modules]
+        key = os.environ.get("VLLM_API_KEY")
+        refused = self.path == "/v1/models" and key and self.headers["Authorization"] != "Bearer " + key
+        self.send_response(401 if refused else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps({{"data": [{{"id": name}} for name in names]}}).encode())
+
+HTTPServer((value("--host"), int(value("--port"))), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """An executable that behaves like `vllm serve`."""
+    path = tmp_path / "stand-in" / "vllm"
+    path.parent.mkdir()
+    path.write_text(STAND_IN.format(python=sys.executable))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def base(store: Store, tiny_llama: Path) -> Path:
+    """The tiny Llama, remembered as org/tiny."""
+    store.bases.remember(store.bases.open(str(tiny_llama), repo="org/tiny"))
+    return tiny_llama
+
+
+@pytest.fixture
+def add(store: Store, base: Path, make_adapter: AdapterMaker) -> Callable[..., str]:
+    """add(name, **fields of make_adapter): an adapter of org/tiny in the store; returns its digest."""
+
+    def put(name: str, **fields: object) -> str:
+        folder = make_adapter(name.replace("/", "-"), **fields)  # type: ignore[arg-type]
+        return store.add_folder(folder, name=name).digest
+
+    return put
+
+
+@pytest.fixture
+def port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,187 @@
+"""Attestations in words: where an adapter came from, how it did, what was noted.
+
+What is written by this project is told in its own way; whatever else a body holds follows field by field, so a newer
+version's facts are shown too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from adapterhub.cli.output import clean
+from adapterhub.manifest import Attestation
+from adapterhub.tui.facts import Fact, Names, Section, listed, moment, said, tell
+from adapterhub.words import human_count
+
+Body = dict[str, Any]
+"""A copy that a teller takes from; what it leaves is told field by field."""
+
+_EVENTS = {
+    "imported": "Imported",
+    "trained": "Trained",
+    "merged": "Merged",
+    "converted": "Converted",
+}
+_TYPES = {
+    "eval": "Evaluated",
+    "note": "Note",
+    "template": "Chat template",
+    "provenance": "Came from",
+}
+# Told elsewhere in the pane: notes have their own section, the base too.
+_ELSEWHERE = ("event", "notes", "claimed_base", "base")
+_BOOKKEEPING = ("training", "template", "mask", "engine", "versions", "hardware")
+
+
+def sections(attestations: Sequence[Attestation], names: Names) -> Iterator[Section]:
+    """What is known about an adapter: its origin, then evaluations from the newest, then the rest. Bases are told elsewhere."""
+    for kind in ("provenance", "eval"):
+        for item in reversed([item for item in attestations if item.type == kind]):
+            yield _section(item, names)
+    for item in attestations:
+        if item.type not in ("provenance", "eval", "base"):
+            yield _section(item, names)
+
+
+def _section(item: Attestation, names: Names) -> Section:
+    body = {
+        key: value
+        for key, value in item.body.items()
+        if key not in _ELSEWHERE and value not in (None, [], {})
+    }
+    event = item.body.get("event")
+    title = _EVENTS.get(str(event)) or _TYPES.get(item.type) or clean(event or item.type)
+    facts = list(_TELLERS[event](body, names)) if event in _TELLERS else []
+    facts += _TELLERS[item.type](body, names) if item.type in _TELLERS else []
+    last = {key: body.pop(key) for key in _BOOKKEEPING if key in body}
+    facts += [*tell(body, names), *tell(last, names)]
+    return Section(f"{title} {moment(item.created)}", tuple(facts) or (Fact("", "as a folder"),))
+
+
+def _merged(body: Body, names: Names) -> Iterator[Fact]:
+    recipe, report = _table(body, "recipe"), _table(body, "report")
+    parents = _list(body, "parents") or _list(recipe, "parents")
+    recipe.pop("parents", None)
+    if "method" in recipe:
+        yield Fact("method", said(recipe.pop("method")), "strong")
+    told = [
+        _parent(parent, names) + (f" × {said(weight)}" if weight is not None else "")
+        for parent, weight in zip_longest(parents, _list(recipe, "weights")[: len(parents)])
+    ]
+    yield from listed("parents", told, {})
+    if parameters := _table(recipe, "parameters"):
+        yield Fact("parameters", said(parameters))
+    if isinstance(energy := report.pop("energy_kept", None), int | float):
+        error = report.pop("error", None)
+        yield Fact(
+            "energy kept",
+            f"{energy:.2%}" + (f", error {said(error)}" if error is not None else ""),
+            "strong",
+        )
+    rank, wanted = report.pop("rank", None), recipe.pop("rank", None)
+    if rank is not None:
+        yield Fact(
+            "rank", said(rank) + (f" ({said(wanted)})" if wanted not in (None, rank) else "")
+        )
+    modules = _table(report, "modules")
+    kept = {
+        name: facts.get("energy_kept")
+        for name, facts in modules.items()
+        if isinstance(facts, Mapping)
+    }
+    if worst := sorted(
+        (share, name) for name, share in kept.items() if isinstance(share, float) and share < 1
+    )[:3]:
+        yield from listed("least kept", [f"{share:.1%} {clean(name)}" for share, name in worst], {})
+    yield from tell({**recipe, **report}, names)
+
+
+def _parent(parent: object, names: Names) -> str:
+    """A parent by the name it has now, else by its digest and the name it had then."""
+    digest, then = (
+        (parent.get("digest"), parent.get("name"))
+        if isinstance(parent, Mapping)
+        else (parent, None)
+    )
+    if now := names.get(str(digest)):
+        return now
+    return said(digest) + (f", then {clean(then)}" if then and str(then).partition("@")[0] else "")
+
+
+def _trained(body: Body, names: Names) -> Iterator[Fact]:
+    recipe, data, metrics = _table(body, "recipe"), _table(body, "data"), _table(body, "metrics")
+    held_out = _table(metrics, "held_out")
+    if "method" in recipe:
+        yield Fact("method", said(recipe.pop("method")), "strong")
+    on = f"on {said(held_out.pop('rows', None))} held-out rows"
+    yield from _change("perplexity", held_out, "perplexity_before", "perplexity_after", on)
+    yield from _change("loss", metrics, "first_loss", "last_loss", "from first to last step")
+    done = [f"{said(body.pop(key))} {key}" for key in ("steps", "epochs", "seconds") if key in body]
+    if done:
+        yield Fact("took", ", ".join(done))
+    file = _table(recipe, "data").get("path")
+    if file or data:
+        rows = (
+            f"{said(data.pop('train_rows', None))} of {said(data.pop('rows', None))} rows"
+            if "train_rows" in data
+            else ""
+        )
+        tokens = data.pop("trained_tokens", None)
+        counted = f"{human_count(tokens)} trained tokens" if isinstance(tokens, int) else ""
+        yield Fact(
+            "data", ", ".join(part for part in (clean(file or ""), rows, counted) if part) or "–"
+        )
+        yield from tell(data, names, "  ")
+    for key in ("name", "base", "seed", "steps", "epochs"):
+        recipe.pop(key, None)  # said already, here or elsewhere in the pane
+    yield from tell(recipe, names)
+    yield from tell({**metrics, **held_out}, names)
+
+
+def _change(label: str, body: Body, before: str, after: str, what: str) -> Iterator[Fact]:
+    """`8.01 → 6.21`, where both are known."""
+    if body.get(before) is not None and body.get(after) is not None:
+        yield Fact(label, f"{said(body.pop(before))} → {said(body.pop(after))} {what}", "strong")
+
+
+def _evaluated(body: Body, names: Names) -> Iterator[Fact]:
+    result = _table(body, "result")
+    if (perplexity := result.pop("perplexity", None)) is not None:
+        base = result.pop("base_perplexity", None)
+        yield Fact(
+            "perplexity",
+            said(perplexity) + (f" (base {said(base)})" if base is not None else ""),
+            "strong",
+        )
+        body.pop("metric", None)
+    settings = _table(body, "settings")
+    if isinstance(rows := result.pop("rows", None), int):
+        tokens = result.pop("tokens", None)
+        split = said(settings.pop("split", "")).replace("_", "-")
+        counted = f", {human_count(tokens)} tokens" if isinstance(tokens, int) else ""
+        yield Fact("on", f"{rows} {split} rows{counted}")
+    yield from tell(result, names)
+    answered = _table(body, "said")
+    for key in ("prompt", "answer"):
+        if key in answered:
+            yield Fact(key, clean(answered.pop(key)))
+    yield from tell(answered, names)
+    body |= {"settings": settings}
+
+
+_TELLERS: dict[object, Callable[[Body, Names], Iterator[Fact]]] = {
+    "merged": _merged,
+    "trained": _trained,
+    "eval": _evaluated,
+}
+
+
+def _table(body: Body, key: str) -> Body:
+    """Takes the table at `key` out of `body`; an empty one where there is none."""
+    return dict(body.pop(key)) if isinstance(body.get(key), Mapping) else {}
+
+
+def _list(body: Body, key: str) -> list[Any]:
+    return list(body.pop(key)) if isinstance(body.get(key), list) else []
