@@ -80,6 +80,11 @@ class BaseModel:
         return HEAD_NAME not in self.tensors if stated is None else bool(stated)
 
     @cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """The first parts of the tensors' names: what the outer model may have put before a module's name."""
+        return tuple(sorted({name.partition(".")[0] for name in self.tensors}))
+
+    @cached_property
     def fingerprint(self) -> str:
         """`sha256:` over name, shape and sampled values (as float32) of every tensor, tied duplicates skipped."""
         rows = []
@@ -210,8 +215,11 @@ def claims_differ(one: BaseClaim, other: BaseClaim) -> list[str]:
 
 def find_weight(base: BaseModel, module: str) -> str | None:
     """The tensor of `base` that the adapter's module stands for, allowing for the outer model's prefix."""
-    prefixes = sorted({name.partition(".")[0] for name in base.tensors})
-    candidates = [module, module.partition(".")[2], *(f"{prefix}.{module}" for prefix in prefixes)]
+    candidates = [
+        module,
+        module.partition(".")[2],
+        *(f"{prefix}.{module}" for prefix in base.prefixes),
+    ]
     for candidate in candidates:
         if candidate and f"{candidate}.weight" in base.tensors:
             return f"{candidate}.weight"

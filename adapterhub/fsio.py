@@ -11,12 +11,12 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.errors import OutOfSpaceError
+from adapterhub.errors import ConflictError, OutOfSpaceError
 
 CHUNK = 4 * 2**20
 
@@ -140,16 +140,33 @@ def _reflink(source: int, target: int) -> bool:
     return True
 
 
+def require_free(folder: Path, overwrite: bool, *, keep: Sequence[Path], hint: str) -> None:
+    """ConflictError where writing `folder` would destroy something: an existing folder, or (even with `overwrite`)
+    one that holds any of `keep`."""
+    resolved = folder.resolve()
+    for precious in keep:
+        if precious.resolve().is_relative_to(resolved) or resolved.is_relative_to(
+            precious.resolve()
+        ):
+            raise ConflictError(
+                f"{folder} can't be written: {precious} lies there.", hint="Choose another folder."
+            )
+    if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConflictError(f"{folder} exists and is not empty.", hint=hint)
+
+
 @contextmanager
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder that appears under its final name whole, or not at all.
 
-    Yields a temporary sibling to fill; on success it is renamed to `target`, and an existing `target` (allowed only
-    with `overwrite`) is removed after the new one is in place. On any failure or Ctrl-C it is removed.
+    Yields a temporary sibling to fill; on success it is renamed to `target`. An existing `target` (allowed only with
+    `overwrite`, or empty) is set aside first, and removed once the new one is in place. On any failure or Ctrl-C the
+    new one is removed and the old one is back.
     """
     target = target.absolute()
     make_directory(target.parent)
     building = target.parent / temporary_name(f".{target.name}")
+    old = target.parent / temporary_name(f".{target.name}.old")
     building.mkdir()
     try:
         yield building
@@ -157,17 +174,19 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             for name in files:
                 _flush(Path(root) / name)
             fsync_directory(Path(root))
-        old = target.parent / temporary_name(f".{target.name}.old")
         if overwrite and target.exists():
             os.rename(target, old)
-        elif target.is_dir():
-            target.rmdir()  # only an empty folder may give way
-        os.rename(building, target)
+        os.rename(building, target)  # replaces an empty folder, and fails on any other
         fsync_directory(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
         shutil.rmtree(building, ignore_errors=True)
         raise
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

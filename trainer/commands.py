@@ -14,13 +14,26 @@ from adapterhub.cli.command import Context, command
 def train(
     ctx: Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
-    name: Annotated[str | None, typer.Option(help="The adapter's name, instead of the recipe's.")] = None,
-    base: Annotated[str | None, typer.Option(help="Folder or repository of the base model, instead of the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of the recipe's steps or epochs.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The adapter's name, instead of the recipe's.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Folder or repository of the base model, instead of the recipe's."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps, instead of the recipe's steps or epochs.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed, instead of the recipe's.")] = None,
-    move: Annotated[bool, typer.Option("--move", help="Point the name at the new adapter if it is taken.")] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Train again though the store has this very result.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")] = False,
+    move: Annotated[
+        bool, typer.Option("--move", help="Point the name at the new adapter if it is taken.")
+    ] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Train again though the store has this very result.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")
+    ] = False,
 ) -> None:
     """Train a LoRA or QLoRA adapter; the result is in the store with its provenance."""
     from adapterhub.trainer.libraries import logged_to, require_libraries
@@ -39,5 +52,7 @@ def train(
 
     trained = run_training(ctx.store, checked, ctx.out, move=move, redo=redo)
     if trained.reused:
-        ctx.out.note(f"{trained.name} is the result of this very training already; --redo trains again.")
+        ctx.out.note(
+            f"{trained.name} is the result of this very training already; --redo trains again."
+        )
     ctx.out.record(trained.record, ids=("digest",))

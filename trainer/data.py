@@ -52,7 +52,11 @@ def load_corpus(recipe: Recipe) -> Corpus:
         rows, recipe.data.held_out, seed=recipe.data.split_seed, limit=recipe.data.limit
     )
     return Corpus(
-        rows, split, dataset_digest(rows), dataset_digest(split.train), dataset_digest(split.held_out)
+        rows,
+        split,
+        dataset_digest(rows),
+        dataset_digest(split.train),
+        dataset_digest(split.held_out),
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 from adapterhub.errors import MissingDependencyError
@@ -22,27 +23,23 @@ def require_libraries() -> None:
     if "WORLD_SIZE" not in os.environ:
         # Without a launcher one process trains on one GPU; several visible ones would be used badly (DataParallel).
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    try:
-        import accelerate
-        import datasets
-        import peft
-        import transformers
-        import trl
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Training needs {error.name}, which isn't installed.",
-            hint='pip install "adapterhub[train]"',
-        ) from error
-    del accelerate, datasets, peft, transformers, trl
+    for name in ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets"):
+        if find_spec(name) is None:
+            raise MissingDependencyError(
+                f"Training needs {name}, which isn't installed.",
+                hint='pip install "adapterhub[train]"',
+            )
 
 
 @contextmanager
 def logged_to(path: Path | None) -> Iterator[None]:
     """While the block runs, library logs and warnings go to the file `path` (None: nowhere), prints to stderr."""
-    import datasets
+    import datasets  # type: ignore[import-untyped]
     from transformers.utils import logging as transformers_logging
 
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True) if path else logging.NullHandler()
+    handler = (
+        logging.FileHandler(path, encoding="utf-8", delay=True) if path else logging.NullHandler()
+    )
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]

@@ -49,7 +49,7 @@ class History:
 
 def to_dataset(rows: Sequence[Encoded]) -> Any:
     """The rows as trl takes them when they are tokenised already: `input_ids` and `labels`."""
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
 
     return Dataset.from_dict(
         {"input_ids": [list(r.input_ids) for r in rows], "labels": [list(r.labels) for r in rows]}
@@ -74,7 +74,12 @@ def steps_of(recipe: Recipe, sequences: int) -> int:
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, rows: Sequence[Encoded], recipe: Recipe, device: Device, scratch: Path
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    device: Device,
+    scratch: Path,
 ) -> Trainer:
     """A trainer for `model` (a PEFT model) on `rows`; `scratch` is a folder it may write to."""
     checkpointing = recipe.gradient_checkpointing
@@ -102,7 +107,9 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
     )
-    return Trainer(model=model, args=config, train_dataset=to_dataset(rows), processing_class=tokenizer)
+    return Trainer(
+        model=model, args=config, train_dataset=to_dataset(rows), processing_class=tokenizer
+    )
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc,unused-ignore] # trl's types are not followed
@@ -187,7 +194,9 @@ def stopping_on_interrupt(stop: Stop, on_ask: Callable[[], None]) -> Iterator[No
         on_ask()
 
     try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     except ValueError:  # not the main thread: signals are somebody else's business
         yield
         return

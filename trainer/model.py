@@ -114,7 +114,13 @@ def check_targets(model: Any, recipe: Recipe) -> None:
     names = [name for name, module in model.named_modules() if hasattr(module, "weight")]
     for target in recipe.target_modules:
         if not any(name == target or name.endswith("." + target) for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names if hasattr(model.get_submodule(name), "in_features")})
+            known = sorted(
+                {
+                    name.rpartition(".")[2]
+                    for name in names
+                    if hasattr(model.get_submodule(name), "in_features")
+                }
+            )
             raise UsageError(
                 f"The recipe's target_modules names {target}, which is not in the base model.",
                 why=did_you_mean(target, known),

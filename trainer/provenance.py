@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from adapterhub.trainer.model import Device
     from adapterhub.trainer.recipe import Recipe
 
-_LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
+_LIBRARIES = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "peft",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+)
 _NOT_TRAINING = ("name", "base", "data", "eval")
 """Keys of the recipe that don't change the weights by themselves: what they point at is recorded by its digest."""
 

@@ -94,7 +94,9 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path.name} is not valid YAML.", why=str(error)) from error
     if not isinstance(document, dict):
-        raise UsageError(f"{path.name} must hold keys and values.", why=f"It is a {type(document).__name__}.")
+        raise UsageError(
+            f"{path.name} must hold keys and values.", why=f"It is a {type(document).__name__}."
+        )
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if "steps" in given:
         document.pop("epochs", None)
@@ -115,7 +117,9 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
     if recipe.steps is not None and recipe.epochs is not None:
         raise UsageError("The recipe has both steps and epochs.", hint="Keep one of them.")
     if recipe.steps is None and recipe.epochs is None:
-        raise UsageError("The recipe doesn't say how long to train.", hint="Add `steps: 50` or `epochs: 1`.")
+        raise UsageError(
+            "The recipe doesn't say how long to train.", hint="Add `steps: 50` or `epochs: 1`."
+        )
     parse_name(recipe.name)
     return recipe
 
@@ -123,7 +127,9 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
 def _located(recipe: Recipe, folder: Path, *, overridden: frozenset[str]) -> Recipe:
     data = Path(recipe.data.path).expanduser()
     base = folder / Path(recipe.base).expanduser()
-    changes: dict[str, Any] = {"data": msgspec.structs.replace(recipe.data, path=str(folder / data))}
+    changes: dict[str, Any] = {
+        "data": msgspec.structs.replace(recipe.data, path=str(folder / data))
+    }
     if "base" not in overridden and base.is_dir():
         changes["base"] = str(base)
     return msgspec.structs.replace(recipe, **changes)
@@ -147,14 +153,18 @@ def _told(error: msgspec.ValidationError, document: Mapping[str, Any]) -> UsageE
     missing = re.search(r"missing required field `(\w+)`", said)
     if missing:
         key = f"{path}.{missing[1]}" if path else missing[1]
-        return UsageError(f"The recipe lacks the key {key}.", hint="examples and all keys: the trainer's example.yaml")
+        return UsageError(
+            f"The recipe lacks the key {key}.",
+            hint="examples and all keys: the trainer's example.yaml",
+        )
     found: Any = document
     for part in re.findall(r"\w+", path):
         if isinstance(found, Mapping):
             found = found.get(part)
     expected = said.replace("`", "").replace("Expected ", "")
     return UsageError(
-        f"The recipe's {path or 'document'} is {found!r}, which can't be taken.", why=f"Expected: {expected}."
+        f"The recipe's {path or 'document'} is {found!r}, which can't be taken.",
+        why=f"Expected: {expected}.",
     )
 
 

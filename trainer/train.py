@@ -82,7 +82,9 @@ def train(
         return known
     with running(store.runs_dir, "train", recipe.document) as run, logged_to(run.path / "log"):
         trained = _train(store, recipe, out, base, corpus, run, move=move)
-        (run.path / "result.json").write_text(json.dumps(trained.record, indent=2), encoding="utf-8")
+        (run.path / "result.json").write_text(
+            json.dumps(trained.record, indent=2), encoding="utf-8"
+        )
         run.event("added", name=trained.name, digest=trained.digest)
         return trained
 
@@ -116,7 +118,14 @@ def _known(store: Store, recipe: Recipe, training: str, *, move: bool) -> Traine
 
 
 def _train(
-    store: Store, recipe: Recipe, out: Output, base: BaseModel, corpus: Corpus, run: Run, *, move: bool
+    store: Store,
+    recipe: Recipe,
+    out: Output,
+    base: BaseModel,
+    corpus: Corpus,
+    run: Run,
+    *,
+    move: bool,
 ) -> Trained:
     from adapterhub.evaluate.models import load_tokenizer
     from adapterhub.trainer.loop import Reporter, Stop, make_trainer, stopping_on_interrupt
@@ -129,7 +138,9 @@ def _train(
     device = choose_device()
     with out.progress(f"loading {base.label}"):
         model = load_for_training(recipe, base, device)
-        trainer = make_trainer(model, tokenizer, tokens.train.rows, recipe, device, run.path / "scratch")
+        trainer = make_trainer(
+            model, tokenizer, tokens.train.rows, recipe, device, run.path / "scratch"
+        )
     parameters = count_parameters(model)
     run.event(
         "loaded", device=device.kind, rows=len(tokens.train.rows), tokens=tokens.train.tokens,
@@ -180,7 +191,9 @@ def _add(
             base=str(base.path),
             move=move,
             provenance=body,
-            attestations=[("template", {"digest": template, "event": "trained"})] if template else [],
+            attestations=[("template", {"digest": template, "event": "trained"})]
+            if template
+            else [],
             why=f"train {recipe.name}",
             op="train",
             note=out.note,
@@ -222,7 +235,10 @@ def _score(model: Any, tokens: TokenData, out: Output, run: Run, when: str) -> S
     rows = tokens.held_out.rows
     if not rows:
         return None
-    with out.progress(f"scoring held-out rows {when} training", total=len(rows)) as bar, scoring_mode(model):
+    with (
+        out.progress(f"scoring held-out rows {when} training", total=len(rows)) as bar,
+        scoring_mode(model),
+    ):
         found = score(model, rows, on_rows=bar.advance)
     run.event("evaluated", when=when, loss=found.loss, perplexity=found.perplexity, rows=found.rows)
     return found

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adapterhub.cli.command import Context, command
+from adapterhub.errors import AdapterHubError, ExitCode
 from adapterhub.manifest import Attestation
 from adapterhub.store import Entry, Resolved, Store
 from adapterhub.words import human_count, human_size, short
@@ -66,14 +67,15 @@ def add(
 def ls(
     ctx: Context,
     query: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
-) -> None:
+) -> ExitCode:
     """List the adapters."""
+    damaged: list[AdapterHubError] = []
     rows = [
         {**describe(entry), "base_label": ctx.store.base_label(entry.digest, entry.manifest)}
-        for entry in ctx.store.entries()
+        for entry in ctx.store.entries(lambda _, error: damaged.append(error))
         if query is None or query.lower() in str(entry.name).lower()
     ]
-    if not rows:
+    if not rows and not damaged:
         ctx.out.note(
             "No adapter matches."
             if query
@@ -89,6 +91,9 @@ def ls(
         for row in rows
     ]
     ctx.out.table(rows if ctx.out.mode == "json" else shown, LS_COLUMNS)
+    for error in damaged:
+        ctx.out.error(error)
+    return ExitCode.DAMAGED if damaged else ExitCode.OK
 
 
 @command
@@ -149,7 +154,11 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
     record: dict[str, Any] = {
         "name": resolved.label,
         "digest": resolved.digest,
-        "names": [str(entry) for entry, digest in store.refs.all() if digest == resolved.digest],
+        "names": [
+            str(entry.name)
+            for entry in store.entries(lambda *_: None)
+            if entry.digest == resolved.digest
+        ],
         "kind": manifest.kind,
         "base": {
             "repo": manifest.base.repo,

@@ -80,7 +80,7 @@ class Row:
         return self.messages[:first]
 
 
-class _RowFault(ValueError):
+class _RowError(ValueError):
     """What is wrong with one row; the reader adds the file and the row's number."""
 
 
@@ -106,7 +106,7 @@ def read_rows(path: Path, fmt: str | None = None) -> tuple[Row, ...]:
     for number, record in records:
         try:
             rows.append(_checked(convert(record), number))
-        except _RowFault as fault:
+        except _RowError as fault:
             faults.append(f"row {number}: {fault}")
     if faults:
         shown = "; ".join(faults[:_SHOWN_FAULTS])
@@ -178,17 +178,17 @@ def _checked(row: Row, number: int) -> Row:
     """The row with its number, when something in it can be trained on."""
     if row.text is not None:
         if not row.text.strip():
-            raise _RowFault("the text is empty")
+            raise _RowError("the text is empty")
         return Row((), row.text, number)
     answers = [m for m in row.messages if m.role == "assistant"]
     if not answers:
-        raise _RowFault("there is no assistant turn, so nothing to train on")
+        raise _RowError("there is no assistant turn, so nothing to train on")
     if any(not m.content.strip() for m in answers):
-        raise _RowFault("an assistant's answer is empty")
+        raise _RowError("an assistant's answer is empty")
     if row.messages[0].role == "assistant":
-        raise _RowFault("it begins with an assistant turn; a question must come first")
+        raise _RowError("it begins with an assistant turn; a question must come first")
     if any(m.role == "system" for m in row.messages[1:]):
-        raise _RowFault("a system message may only come first")
+        raise _RowError("a system message may only come first")
     return Row(row.messages, None, number)
 
 
@@ -199,7 +199,7 @@ def _alpaca(record: object) -> Row:
     if extra.strip():
         question = f"{question}\n\n{extra}" if question.strip() else extra
     if not question.strip():
-        raise _RowFault("instruction and input are both empty")
+        raise _RowError("instruction and input are both empty")
     system = _text(fields, "system", default="")
     turns = [Message("system", system)] if system.strip() else []
     return Row((*turns, Message("user", question), Message("assistant", _text(fields, "output"))))
@@ -210,11 +210,11 @@ def _messages(record: object) -> Row:
     for index, item in enumerate(_turns(_object(record), "messages")):
         role = item.get("role")
         if role not in ROLES:
-            raise _RowFault(
+            raise _RowError(
                 f"messages[{index}].role is {role!r}; expected one of {', '.join(ROLES)}"
             )
         if item.get("tool_calls"):
-            raise _RowFault(
+            raise _RowError(
                 f"messages[{index}].tool_calls can't be read yet; write the call into the content, or use sharegpt"
             )
         turns.append(Message(role, _parts(item.get("content"), f"messages[{index}].content")))
@@ -229,10 +229,10 @@ def _sharegpt(record: object) -> Row:
         role = _SHAREGPT_ROLES.get(source) if isinstance(source, str) else None
         if role is None:
             known = ", ".join(_SHAREGPT_ROLES)
-            raise _RowFault(f"conversations[{index}].from is {source!r}; expected one of {known}")
+            raise _RowError(f"conversations[{index}].from is {source!r}; expected one of {known}")
         value = item.get("value")
         if not isinstance(value, str):
-            raise _RowFault(
+            raise _RowError(
                 f"conversations[{index}].value must be text, not {type(value).__name__}"
             )
         if source == "function_call" and value.strip():
@@ -270,17 +270,17 @@ def _tools(value: object) -> str:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise _RowFault(f"tools is not valid JSON ({error})") from error
+            raise _RowError(f"tools is not valid JSON ({error})") from error
     if value is None or value == []:
         return ""
     if not isinstance(value, list):
-        raise _RowFault(f"tools must be a list, not {type(value).__name__}")
+        raise _RowError(f"tools must be a list, not {type(value).__name__}")
     return json.dumps(value, ensure_ascii=False)
 
 
 def _object(record: object) -> Mapping[str, Any]:
     if not isinstance(record, Mapping):
-        raise _RowFault(f"it is a {type(record).__name__}, not an object")
+        raise _RowError(f"it is a {type(record).__name__}, not an object")
     return record
 
 
@@ -290,14 +290,14 @@ def _text(fields: Mapping[str, Any], key: str, default: str | None = None) -> st
         return default
     if not isinstance(value, str):
         found = "missing" if value is None else f"a {type(value).__name__}"
-        raise _RowFault(f"'{key}' must be text; it is {found}")
+        raise _RowError(f"'{key}' must be text; it is {found}")
     return value
 
 
 def _turns(fields: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     value = fields.get(key)
     if not isinstance(value, list) or not value or not all(isinstance(v, Mapping) for v in value):
-        raise _RowFault(f"'{key}' must be a list of turns")
+        raise _RowError(f"'{key}' must be a list of turns")
     return value
 
 
@@ -306,12 +306,12 @@ def _parts(content: object, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise _RowFault(f"{where} must be text, not {type(content).__name__}")
+        raise _RowError(f"{where} must be text, not {type(content).__name__}")
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         text = part.get("text", part.get("value")) if isinstance(part, Mapping) else None
         if kind != "text" or not isinstance(text, str):
-            raise _RowFault(f"{where} holds a part of type {kind!r}; only text can be trained on")
+            raise _RowError(f"{where} holds a part of type {kind!r}; only text can be trained on")
         texts.append(text)
     return "".join(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def require_libraries() -> None:
-    """MissingDependencyError, with what to install, when transformers or peft is missing."""
-    try:
-        import peft
-        import transformers
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Evaluation needs {error.name}, which isn't installed.",
-            hint='pip install "adapterhub[train]"',
-        ) from error
-    del peft, transformers
+    """MissingDependencyError, with what to install, when a library is missing."""
+    for name in ("torch", "transformers", "peft"):
+        if find_spec(name) is None:
+            raise MissingDependencyError(
+                f"Evaluation needs {name}, which isn't installed.",
+                hint='pip install "adapterhub[train]"',
+            )
 
 
 def torch_dtype(name: str) -> torch.dtype:

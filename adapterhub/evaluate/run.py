@@ -184,20 +184,33 @@ def _measure_all(
 ) -> list[EvalRow]:
     """Measures each subject once: the base and its adapters on one loaded model, then each model folder."""
     results: dict[_Subject, EvalRow] = {}
-    on_base = [s for s in dict.fromkeys(subjects) if s.kind != "model"]
-    if on_base:
-        assert base is not None
-        model = models.load_model(base.path, dtype)
-        for subject in on_base:
-            folder = store.view(subject.adapter.digest) if subject.adapter else None
-            with models.attached(model, folder) as ready:
-                results[subject] = measure(subject, ready)
-        del model, ready
-    for subject in dict.fromkeys(subjects):
+    different = list(dict.fromkeys(subjects))
+    if base is not None:
+        on_base = [subject for subject in different if subject.kind != "model"]
+        results.update(_measure_on_base(store, on_base, base, dtype, measure))
+    for subject in different:
         if subject.folder is not None:
             gc.collect()  # a model's modules refer to each other; two models may not fit at once
             results[subject] = measure(subject, models.load_model(subject.folder, dtype))
     return [results[subject] for subject in subjects]
+
+
+def _measure_on_base(
+    store: Store,
+    subjects: Sequence[_Subject],
+    base: BaseModel,
+    dtype: str,
+    measure: Callable[[_Subject, Any], EvalRow],
+) -> dict[_Subject, EvalRow]:
+    if not subjects:
+        return {}
+    results = {}
+    model = models.load_model(base.path, dtype)
+    for subject in subjects:
+        folder = store.view(subject.adapter.digest) if subject.adapter else None
+        with models.attached(model, folder) as ready:
+            results[subject] = measure(subject, ready)
+    return results
 
 
 def _subject(store: Store, name: str) -> _Subject:

@@ -17,7 +17,7 @@ import torch
 from adapterhub.base import HEAD_NAME, INDEX_NAME, BaseModel
 from adapterhub.errors import FormatError
 from adapterhub.export.plan import ExportPlan, Target
-from adapterhub.formats.safetensors import TensorFile, TensorInfo
+from adapterhub.formats.safetensors import TensorFile, TensorInfo, encode_header
 from adapterhub.fsio import CHUNK, disk_errors, new_folder
 from adapterhub.lora.dense import RowSource, blocks
 
@@ -67,7 +67,8 @@ def _write_shard(
     if plan.untied and HEAD_NAME not in plan.base.tensors and twin is not None:
         order.append((HEAD_NAME, twin))
     with path.open("xb") as file:
-        file.write(_header(order, source.metadata))
+        rows = [(name, info.dtype, info.shape, info.end - info.start) for name, info in order]
+        file.write(encode_header(rows, source.metadata))
         for name, info in order:
             if (target := plan.targets.get(name)) is not None:
                 _write_changed(file, source, info, target, deltas[target.module])
@@ -76,22 +77,6 @@ def _write_shard(
                 for first in range(0, len(raw), CHUNK):
                     file.write(raw[first : first + CHUNK])
             advance(info.end - info.start)
-
-
-def _header(order: list[tuple[str, TensorInfo]], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for name, info in order:
-        size = info.end - info.start
-        header[name] = {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [position, position + size],
-        }
-        position += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _write_changed(
@@ -123,9 +108,12 @@ def _copy_beside(plan: ExportPlan, building: Path) -> None:
             and not path.name.endswith(".index.json")
         ):
             shutil.copyfile(path, building / path.name)
-    config = dict(base.config)
     if plan.untied:
+        config = dict(base.config)
         config["tie_word_embeddings"] = False
+        inner = config.get("text_config")
+        if isinstance(inner, dict) and "tie_word_embeddings" in inner:
+            config["text_config"] = {**inner, "tie_word_embeddings": False}
         (building / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if (base.path / INDEX_NAME).is_file():
         index = json.loads((base.path / INDEX_NAME).read_bytes())

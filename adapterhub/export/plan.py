@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.base import HEAD_NAME, BaseModel
-from adapterhub.errors import ConflictError, OutOfSpaceError, UnsupportedError
+from adapterhub.errors import OutOfSpaceError, UnsupportedError
+from adapterhub.fsio import require_free
 from adapterhub.lora.adapter import Adapter
 from adapterhub.store import Store
 from adapterhub.words import human_size, some
@@ -69,13 +70,10 @@ def make_plan(
     return ExportPlan(base, targets, untied, size, tuple(overridden))
 
 
-def check_target(folder: Path, size: int, overwrite: bool) -> None:
-    """ConflictError for a folder that is in use, OutOfSpaceError when it can't fit."""
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConflictError(
-            f"{folder} exists and is not empty.", hint="Choose another folder, or say --overwrite."
-        )
-    existing = folder
+def check_target(folder: Path, size: int, overwrite: bool, *, keep: Sequence[Path]) -> None:
+    """ConflictError for a folder that is in use or holds any of `keep`, OutOfSpaceError when the model can't fit."""
+    require_free(folder, overwrite, keep=keep, hint="Choose another folder, or say --overwrite.")
+    existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free

@@ -57,7 +57,7 @@ def export(
     model = store.base_for(parents[0], base)
     with opened(store, parents, "exported") as adapters:
         plan = make_plan(store, adapters, model, allow_mismatch=allow_mismatch)
-        check_target(folder, plan.size, overwrite)
+        check_target(folder, plan.size, overwrite, keep=(model.path, store.home))
         overridden = [*shared.overridden, *plan.overridden]
         record = {
             "schema": "adapterhub.export/1",

@@ -12,7 +12,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -156,6 +156,24 @@ def read_header(
         infos[name] = _tensor(path, name, entry, 8 + length, size, bad)
     _check_cover(infos, 8 + length, size, bad)
     return infos, metadata
+
+
+def encode_header(
+    tensors: Sequence[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str]
+) -> bytes:
+    """The bytes before the data: length and header for (name, dtype, shape, size in bytes) in the order of the data."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape, size in tensors:
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format asks for aligned data
+    return len(text).to_bytes(8, "little") + text
 
 
 def _tensor(path: Path, name: str, entry: Any, origin: int, size: int, bad: Any) -> TensorInfo:

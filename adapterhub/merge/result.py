@@ -12,11 +12,13 @@ import torch
 
 from adapterhub.formats.peft import WEIGHTS_NAME
 from adapterhub.formats.peft_config import CONFIG_NAME
+from adapterhub.formats.safetensors import encode_header
 from adapterhub.fsio import disk_errors
 from adapterhub.lora.adapter import Adapter
 from adapterhub.manifest import BaseClaim
 from adapterhub.merge.engine import MergedAdapter
 
+_SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -31,13 +33,11 @@ def write_folder(
     folder: Path, merged: MergedAdapter, parents: Sequence[Adapter], base: BaseClaim, dtype: str
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors into the existing `folder`."""
-    from safetensors.torch import save_file
-
     embedding = {
         name for parent in parents for name, module in parent.modules.items() if module.embedding
     }
     tensors: dict[str, torch.Tensor] = {}
-    for name, (b, a) in merged.factors.items():
+    for name, (b, a) in sorted(merged.factors.items()):
         roles = (
             ("lora_embedding_A", "lora_embedding_B")
             if name in embedding
@@ -47,11 +47,18 @@ def write_folder(
             tensors[f"base_model.model.{name}.{role}"] = factor.to(
                 _TORCH_DTYPES[dtype]
             ).contiguous()
+    rows = [
+        (name, _SAFETENSORS_DTYPES[dtype], tuple(tensor.shape), tensor.nbytes)
+        for name, tensor in tensors.items()
+    ]
     with disk_errors(folder):
         (folder / CONFIG_NAME).write_text(
             json.dumps(_config(merged, parents, base), indent=2, sort_keys=True) + "\n"
         )
-        save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        with (folder / WEIGHTS_NAME).open("xb") as file:
+            file.write(encode_header(rows, {"format": "pt"}))
+            for tensor in tensors.values():
+                file.write(tensor.view(torch.uint8).numpy().data)
 
 
 def _config(merged: MergedAdapter, parents: Sequence[Adapter], base: BaseClaim) -> dict[str, Any]:

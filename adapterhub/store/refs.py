@@ -68,21 +68,23 @@ class Refs:
             )
         return text
 
-    def all(self) -> list[tuple[Name, str]]:
-        """Every name and its digest, in order."""
+    def names(self) -> list[Name]:
+        """Every name, in order, whether or not its ref can be read."""
         found = []
         for path in sorted(self._layout.refs.glob("*/*/*")):
             namespace, name, tag = path.relative_to(self._layout.refs).parts
-            entry = Name("" if namespace == NO_NAMESPACE else namespace, name, tag)
-            if (digest := self.read(entry)) is not None:
-                found.append((entry, digest))
+            found.append(Name("" if namespace == NO_NAMESPACE else namespace, name, tag))
         return found
+
+    def all(self) -> list[tuple[Name, str]]:
+        """Every name and its digest, in order."""
+        return [(name, digest) for name in self.names() if (digest := self.read(name)) is not None]
 
     def require(self, name: Name) -> str:
         """The digest `name` means; NotFoundError with the nearest names when there is none."""
         digest = self.read(name)
         if digest is None:
-            known = [str(other) for other, _ in self.all()]
+            known = [str(other) for other in self.names()]
             same_last = [other for other in known if parse_name(other).name == name.name]
             guess = (
                 f"Did you mean {' or '.join(same_last[:3])}?"

@@ -16,7 +16,7 @@ from typing import Any
 from adapterhub.base import BaseModel, BaseRegistry, Verdict, fits
 from adapterhub.canonical import DIGEST_PREFIX, digest_of
 from adapterhub.errors import (
-    ConflictError,
+    AdapterHubError,
     IncompatibleError,
     NotFoundError,
     StoreDamagedError,
@@ -26,7 +26,7 @@ from adapterhub.errors import (
 from adapterhub.formats.peft import WEIGHTS_NAME, AdapterFacts, read_facts
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import TensorFile
-from adapterhub.fsio import make_directory, new_folder, write_file
+from adapterhub.fsio import make_directory, new_folder, require_free, write_file
 from adapterhub.manifest import (
     Attestation,
     AttestationType,
@@ -122,15 +122,32 @@ class Store:
             )
         return parse_manifest(data)
 
-    def entries(self) -> list[Entry]:
-        """Every ref with its manifest, in order of names."""
+    def entries(
+        self, damaged: Callable[[Name, AdapterHubError], None] | None = None
+    ) -> list[Entry]:
+        """Every ref with its manifest, in order of names.
+
+        Args:
+            damaged: called for each name that can't be read, which is then left out; by default the error is raised.
+        """
         found = []
-        for name, digest in self.refs.all():
-            when = datetime.fromtimestamp(self.layout.ref(name).stat().st_mtime, UTC)
-            found.append(
-                Entry(name, digest, self.manifest(digest), when.isoformat(timespec="seconds"))
-            )
+        for name in self.refs.names():
+            try:
+                digest = self.refs.read(name)
+                if digest is not None:
+                    found.append(Entry(name, digest, self.manifest(digest), self._added(name)))
+            except AdapterHubError as error:
+                if damaged is None:
+                    raise
+                damaged(name, error)
         return found
+
+    def _added(self, name: Name) -> str:
+        try:
+            when = self.layout.ref(name).stat().st_mtime
+        except FileNotFoundError:  # removed by another process since it was read
+            return ""
+        return datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
 
     def attestations(self, digest: str) -> list[Attestation]:
         """What is known about an adapter, oldest first."""
@@ -298,7 +315,7 @@ class Store:
 
     def tags_of(self, path: str) -> list[Name]:
         """All names with this `namespace/name`, whatever their tag."""
-        return [name for name, _ in self.refs.all() if name.path == path]
+        return [name for name in self.refs.names() if name.path == path]
 
     def view(self, digest: str) -> Path:
         """The adapter as an immutable PEFT folder for servers and libraries, made on first use."""
@@ -319,11 +336,12 @@ class Store:
 
     def checkout(self, resolved: Resolved, folder: Path, *, overwrite: bool = False) -> None:
         """Writes the adapter as a PEFT folder of the user's own, sharing no inode with the store."""
-        if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConflictError(
-                f"{folder} exists and is not empty.",
-                hint=f"adapterhub checkout {resolved.label} {folder} --overwrite",
-            )
+        require_free(
+            folder,
+            overwrite,
+            keep=(self.home,),
+            hint=f"adapterhub checkout {resolved.label} {folder} --overwrite",
+        )
         with new_folder(folder, overwrite=overwrite) as building:
             views.fill(building, resolved.manifest, self.blobs, standard_names=True, link=False)
 

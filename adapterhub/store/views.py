@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from adapterhub.formats.keys import parse_key
 from adapterhub.formats.peft import WEIGHTS_NAME
-from adapterhub.formats.safetensors import TensorFile
+from adapterhub.formats.safetensors import TensorFile, encode_header
 from adapterhub.fsio import clone_or_copy, disk_errors
 from adapterhub.manifest import Manifest
 from adapterhub.store.blobs import Blobs
@@ -46,21 +45,12 @@ def _renamed(source: Path, target: Path) -> bool:
         names = {name: parse_key(name) for name in file.infos}
         if all(key.peft == name or key.role == "full" for name, key in names.items()):
             return False
-        header: dict[str, object] = {"__metadata__": file.metadata} if file.metadata else {}
-        position = 0
         order = sorted(file.infos.values(), key=lambda info: info.start)
-        for info in order:
-            size = info.end - info.start
-            header[names[info.name].peft] = {
-                "dtype": info.dtype,
-                "shape": list(info.shape),
-                "data_offsets": [position, position + size],
-            }
-            position += size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format asks for aligned data
+        rows = [
+            (names[info.name].peft, info.dtype, info.shape, info.end - info.start) for info in order
+        ]
         with disk_errors(target), target.open("xb") as writer:
-            writer.write(len(text).to_bytes(8, "little") + text)
+            writer.write(encode_header(rows, file.metadata))
             for info in order:
                 writer.write(file.raw(info.name))
     return True

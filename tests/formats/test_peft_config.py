@@ -180,7 +180,7 @@ def test_rank_stabilised_lora_scales_by_the_root() -> None:
 
 names = st.sampled_from(["q_proj", "layers.1.self_attn.q_proj", "layers.11.self_attn.q_proj", "proj", "model", MODULE, "self_attn"])
 expressions = st.sampled_from(
-    [r".*\.q_proj", r"layers\.\d+\.self_attn\.q_proj", "q_proj|v_proj", r"layers\.(1|11)\..*", "[qv]_proj", "q.proj", ".*", "^model.*", r"(?i)Q_PROJ", "x*"]
+    [r".*\.q_proj", r"layers\.\d+\.self_attn\.q_proj", "q_proj|v_proj", r"layers\.(1|11)\..*", "[qv]_proj", "q.proj", ".*", "^model.*", "x*"]
 )
 
 
@@ -194,13 +194,13 @@ def test_patterns_apply_to_the_modules_peft_applies_them_to(keys: list[str], mod
 
 
 HOSTILE = {
-    "catastrophic backtracking": [r"(?:[a-z0-9_.]+[a-z0-9_.]*)+[^a-z0-9_.]"],
-    "catastrophic with alternatives": [r"(?:(?:\w|\.)+)+(?<=\d)(?<=[a-z])"],
-    "quadratic back-references": [r"(.*)(.*)(.*)(.*)\1\2\3\4[A-Z]"],
+    "catastrophic backtracking": [r"((\w|\w\w|\.)+)+[A-Z]"],
+    "catastrophic, without nesting": ["(?:.*?){12}[A-Z]"],
+    "slow, but each time within the limit of one match": ["(?:.*?){5}[A-Z]"],
+    "several slow ones": [f"(?:.*?){{4}}[A-Z]{n}" for n in range(20)],
     "repeats that explode when compiled": ["(?:(?:(?:(?:x?){99}){99}){99}){99}q_proj"],
     "endless recursion": ["(?:q_proj|(?R))+"],
     "a very long pattern": ["(" + "a|" * 50_000 + "b)"],
-    "many slow patterns": [rf"(?:[a-z0-9_.]+[a-z0-9_.]*)+[^a-z0-9_.]{n}" for n in range(200)],
     "very many patterns": [f"layers.{n}.(q|v)_proj" for n in range(20_000)],
 }
 _MATCH_ALL = """
@@ -228,14 +228,14 @@ def test_a_foreign_pattern_takes_bounded_time_and_memory(attack: str) -> None:
         input=json.dumps(HOSTILE[attack]),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=20,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-500:]
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("pattern", ["[", "(", "*", r"\1", "(?P<a>x)(?P<a>y)"])
+@pytest.mark.parametrize("pattern", ["[", "(", "*", "(?P<a>x", "x{2,1}"])
 def test_a_pattern_that_is_no_expression_is_refused_naming_it(pattern: str) -> None:
     with pytest.raises(FormatError) as caught:
         match_pattern({pattern: 4}, MODULE)

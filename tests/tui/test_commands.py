@@ -1,0 +1,71 @@
+"""The `tui` command: refuses where there is no terminal, and costs nothing until it is used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from adapterhub.tui.commands import tui
+
+
+@pytest.fixture
+def cli() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(tui)
+    return app
+
+
+def test_off_a_terminal_it_refuses_and_names_the_command_for_text(cli: typer.Typer) -> None:
+    result = CliRunner().invoke(cli, [])
+    assert result.exit_code == 2
+    assert "The terminal UI needs a terminal." in result.stderr
+    assert "adapterhub ls" in result.stderr
+
+
+def test_json_is_refused_with_the_command_that_has_it(cli: typer.Typer) -> None:
+    result = CliRunner().invoke(cli, ["--json"])
+    assert result.exit_code == 2
+    assert "adapterhub ls --json" in json.loads(result.stderr)["error"]["hint"]
+
+
+def test_loading_the_command_loads_no_screen() -> None:
+    program = "import sys, adapterhub.tui.commands; print([m for m in ('textual', 'torch', 'peft') if m in sys.modules])"
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_picture_for_readme_is_the_same_every_time_and_names_no_path(
+    sample_home: Path, tmp_path: Path
+) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "screenshot.py"
+    pictures = []
+    for environment in (
+        {"NO_COLOR": "1", "TERM": "dumb", "TZ": "Asia/Tokyo"},
+        {"COLORTERM": "truecolor"},
+    ):
+        output = tmp_path / f"{len(pictures)}.svg"
+        subprocess.run(
+            [
+                sys.executable,
+                str(script),
+                "--home",
+                str(sample_home),
+                "--output",
+                str(output),
+                "--size",
+                "100x30",
+            ],
+            env={"PATH": "/usr/bin:/bin", **environment},
+            check=True,
+            capture_output=True,
+        )
+        pictures.append(output.read_text())
+    assert pictures[0] == pictures[1]
+    assert "desk/both" in pictures[0]
+    assert str(sample_home) not in pictures[0]

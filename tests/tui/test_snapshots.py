@@ -1,0 +1,67 @@
+"""How the screens look, as SVG, at the two sizes that count: 80x24 and 140x45.
+
+After an intended change: pytest tests/tui/test_snapshots.py --snapshot-update, then look at the pictures.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from adapterhub.store import Store
+from adapterhub.tui.app import AdapterHubApp
+
+Settled = Callable[[Pilot[None]], Awaitable[None]]
+SIZES = [pytest.param((80, 24), id="80x24"), pytest.param((140, 45), id="140x45")]
+
+
+@pytest.fixture
+def looks(snap_compare: Callable[..., bool], settled: Settled) -> Callable[..., bool]:
+    """Whether the application looks as it did, after `keys`."""
+
+    def compare(app: AdapterHubApp, size: tuple[int, int], *keys: str) -> bool:
+        async def press(pilot: Pilot[Any]) -> None:
+            await settled(pilot)
+            await pilot.press(*keys)
+            await settled(pilot)
+
+        return snap_compare(app, terminal_size=size, run_before=press)
+
+    return compare
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_library(app: AdapterHubApp, looks: Callable[..., bool], size: tuple[int, int]) -> None:
+    assert looks(app, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_library_filtered(
+    app: AdapterHubApp, looks: Callable[..., bool], size: tuple[int, int]
+) -> None:
+    assert looks(app, size, "slash", *"terms")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_damaged_adapter(
+    store: Store,
+    app: AdapterHubApp,
+    looks: Callable[..., bool],
+    size: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = store.layout.manifest(store.resolve("legal/terms").digest)
+    path.unlink()
+    monkeypatch.setattr("adapterhub.tui.model.Problem.why", "", raising=False)
+    assert looks(app, size, "down")
+
+
+def test_an_empty_store(
+    tmp_path: Any, open_on: Callable[[Store], AdapterHubApp], looks: Callable[..., bool]
+) -> None:
+    assert looks(open_on(Store.open(tmp_path / "none")), (80, 24))
+
+
+def test_the_details_with_the_focus(app: AdapterHubApp, looks: Callable[..., bool]) -> None:
+    assert looks(app, (80, 24), "enter")

@@ -1,0 +1,143 @@
+"""The words and layouts without a screen: what is said of a record, and how it is fitted into a width."""
+
+from typing import Any
+
+import pytest
+
+from adapterhub.manifest import AttestationType, make_attestation
+from adapterhub.tui import attested
+from adapterhub.tui.facts import MOST_LINES, Fact, Section, said
+from adapterhub.tui.model import Library, Row
+from adapterhub.tui.widgets.adapter_table import COLUMNS, fit, shorten_repo
+from adapterhub.tui.widgets.detail_pane import lay_out
+
+DIGEST = "sha256:" + "ab" * 32
+OTHER = "sha256:" + "cd" * 32
+
+
+def told(
+    kind: AttestationType, body: dict[str, Any], names: dict[str, str] | None = None
+) -> dict[str, str]:
+    """The facts of one attestation by label."""
+    [section] = attested.sections(
+        [make_attestation(DIGEST, kind, body, "2026-01-01T12:00:00+00:00")], names or {}
+    )
+    return {"": section.title, **{fact.label: fact.text for fact in section.facts}}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "–"),
+        (True, "yes"),
+        (0.123456, "0.1235"),
+        ([1, 2.0, "x"], "1, 2, x"),
+        ({"density": 0.2, "lambda": 1.0}, "density 0.2, lambda 1"),
+        (DIGEST, "tone (@abababababab)"),
+        (OTHER, "@cdcdcdcdcdcd"),
+    ],
+)
+def test_values_are_said_in_words(value: object, words: str) -> None:
+    assert said(value, {DIGEST: "tone"}) == words
+
+
+def test_a_parent_that_lost_its_name_is_told_by_digest_and_the_name_it_had() -> None:
+    body = {
+        "event": "merged",
+        "parents": [{"digest": DIGEST, "name": "old"}, {"digest": OTHER, "name": "b"}],
+    }
+    facts = told("provenance", body, {OTHER: "now/b"})
+    assert facts["parents"] == "@abababababab, then old"
+    assert facts[""] == "Merged 2026-01-01 12:00 UTC"
+
+
+def test_an_attestation_of_an_unknown_version_is_told_field_by_field() -> None:
+    body = {
+        "event": "merged",
+        "recipe": "no table",
+        "parents": 3,
+        "report": [1],
+        "future": {"deep": {"x": 1}},
+    }
+    facts = told("provenance", body)
+    assert facts["recipe"] == "no table"
+    assert facts["parents"] == "3"
+    assert facts["report"] == "1"
+    assert facts["  deep"] == "x 1"
+
+
+def test_long_lists_end_with_how_many_there_are_more() -> None:
+    facts = told("note", {"runs": [{"n": n} for n in range(100)]})
+    assert facts["…"] == f"and {100 - MOST_LINES} more: adapterhub show"
+
+
+def test_an_import_without_anything_to_say_still_says_what_it_was() -> None:
+    assert told("provenance", {"event": "imported", "notes": []})[""].startswith("Imported")
+
+
+@pytest.mark.parametrize("width", [8, 20, 48, 76, 200])
+def test_no_line_is_wider_than_the_pane(width: int) -> None:
+    facts = (
+        Fact("label", "word " * 30),
+        Fact("a label that is too long", "x" * 300),
+        Fact("", "漢字" * 60, "warning"),
+    )
+    lines = list(
+        lay_out((Section("A title of some length", facts), Section("", (Fact("", "end"),))), width)
+    )
+    assert max(line.cell_length for line in lines) <= max(width, 18 + 8)
+    assert "".join(str(line) for line in lines).replace(" ", "").count("x") == 300, "nothing is cut"
+
+
+@pytest.mark.parametrize("width", range(1, 200, 7))
+def test_the_columns_fit_and_the_name_always_stays(width: int) -> None:
+    rows = [
+        Row(
+            "support/a-rather-long-name:v2",
+            DIGEST,
+            "2026-01-01T00:00:00+00:00",
+            "lora",
+            "org/" + "m" * 60,
+            8,
+            16.0,
+            ("q",) * 9,
+            10,
+        )
+    ]
+    widths = fit(width, rows)
+    assert COLUMNS[0] in widths
+    if len(widths) > 1:
+        assert sum(cells + 2 for cells in widths.values()) <= width
+
+
+def test_with_room_for_everything_every_column_is_there() -> None:
+    assert [column.key for column in fit(140, [])] == [
+        "name",
+        "kind",
+        "base",
+        "rank",
+        "alpha",
+        "targets",
+        "size",
+        "added",
+    ]
+
+
+def test_a_long_base_keeps_the_name_of_the_model() -> None:
+    assert shorten_repo("meta-llama/Llama-3.1-8B", 30) == "meta-llama/Llama-3.1-8B"
+    assert shorten_repo("meta-llama/Llama-3.1-8B", 14) == "Llama-3.1-8B"
+
+
+def test_when_the_selected_name_is_gone_its_successor_is_selected() -> None:
+    rows = tuple(Row(name, DIGEST, "") for name in "abc")
+    state = Library(rows, selected="b", loaded=True)
+    assert state.read(rows[:1] + rows[2:]).current == rows[2]
+    assert state.read(rows[:1]).current == rows[0]
+    assert state.read(()).current is None
+
+
+def test_a_hidden_selection_comes_back_with_its_row() -> None:
+    rows = tuple(Row(name, DIGEST, "") for name in ("tone", "terms"))
+    state = Library(rows, query="tone", selected="terms", loaded=True)
+    assert state.current == rows[0]
+    assert Library(rows, selected="terms").current == rows[1]
