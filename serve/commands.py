@@ -10,7 +10,7 @@ import typer
 
 from adapterhub.cli.command import Context, command
 from adapterhub.errors import MissingDependencyError, UsageError
-from adapterhub.runs import running
+from adapterhub.runs import Run, running
 from adapterhub.serve.invocation import DTYPES, Invocation, cautions, invoke, split_extra
 from adapterhub.serve.plan import COLUMNS, Plan, make_plan
 from adapterhub.serve.vllm import SETTING, Engine, assumed, find
@@ -146,28 +146,37 @@ def _run(ctx: Context, plan: Plan, invocation: Invocation, ready_timeout: float)
             ctx.out.note(f"vLLM writes to {log}")
             with launched(invocation, log) as server:
                 run.event("launched", pid=server.pid)
-                seconds = _until_ready(ctx, plan, invocation.engine, server, ready_timeout)
-                run.event("ready", seconds=seconds, url=plan.url, names=list(plan.names))
-                ctx.out.record(_listening(plan, server, run.id), ids=("url",))
-                sys.stdout.flush()  # into a pipe it would else arrive when all is over
-                ctx.out.note(f"Ready after {seconds:.0f} s. Ctrl-C stops it.")
-                server.wait()
+                _serve(ctx, plan, invocation.engine, server, run, ready_timeout)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("vLLM was stopped, and with it all that it had started.") from None
 
 
-def _until_ready(ctx: Context, plan: Plan, engine: Engine, server: Server, timeout: float) -> float:
+def _serve(
+    ctx: Context, plan: Plan, engine: Engine, server: Server, run: Run, ready_timeout: float
+) -> None:
+    """Returns never: an interrupt or the server's end leaves it as an exception."""
     from adapterhub.serve.launch import wait_until_ready
 
     shown = 0
-    with ctx.out.progress(f"Starting vLLM {engine.version or ''} (seconds)") as bar:
+    try:
+        with ctx.out.progress(f"Starting vLLM {engine.version or ''} (seconds)") as bar:
 
-        def tell(elapsed: float, said: str) -> None:
-            nonlocal shown
-            bar.advance(int(elapsed) - shown, log=said[:100])
-            shown = int(elapsed)
+            def tell(elapsed: float, said: str) -> None:
+                nonlocal shown
+                bar.advance(int(elapsed) - shown, **({"log": said[:100]} if said else {}))
+                shown = int(elapsed)
 
-        return wait_until_ready(server, plan.url, plan.names, seconds=timeout, tell=tell)
+            seconds = wait_until_ready(
+                server, plan.url, plan.names, seconds=ready_timeout, tell=tell
+            )
+        run.event("ready", seconds=seconds, url=plan.url, names=list(plan.names))
+        ctx.out.record(_listening(plan, server, run.id), ids=("url",))
+        sys.stdout.flush()  # into a pipe it would else arrive when all is over
+        ctx.out.note(f"Ready after {seconds:.0f} s. Ctrl-C stops it.")
+        server.wait()
+    except KeyboardInterrupt:
+        ctx.out.note("Stopping vLLM. Ctrl-C again ends it at once.")
+        raise
 
 
 def _listening(plan: Plan, server: Server, run: str) -> dict[str, Any]:

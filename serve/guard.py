@@ -5,9 +5,9 @@ workers running, gigabytes held, when it is killed. So this process holds the re
 writes to: end of file means that adapterhub is gone or wants the server stopped. On Linux it also adopts orphaned
 grandchildren, so it knows when the last one has ended.
 
-vLLM leaves its sockets in the temporary folder; here they get a private one, which goes when the last process has ended.
+vLLM would leave its sockets in the temporary folder; it gets a private one, which goes when the last process has ended.
 
-Run by path, with the standard library only, whatever the environment:  guard.py GRACE COMMAND...
+Run by path, with the standard library only, whatever the environment:  guard.py GRACE SOCKETS COMMAND...
 stdin is the pipe; stdout gets one line, the server's process id; the server's own output goes to stderr.
 """
 
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -32,10 +32,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code, or 128 + the number of the signal that ended it."""
-    grace, command = float(arguments[0]), arguments[1:]
+    grace, sockets, command = float(arguments[0]), arguments[1], arguments[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    with tempfile.TemporaryDirectory(prefix="adapterhub-", ignore_cleanup_errors=True) as sockets:
+    try:
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> int:
             process_group=0,
         )
         return _watch(server.pid, grace)
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _watch(server: int, grace: float) -> int:

@@ -10,10 +10,12 @@ import errno
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -95,9 +97,13 @@ class Server:
 @contextmanager
 def launched(invocation: Invocation, log: Path) -> Iterator[Server]:
     """The running server; when the block ends, however it does, so does the server."""
+    sockets = tempfile.mkdtemp(
+        prefix="adapterhub-"
+    )  # a socket's path must be short: not in the run's folder
+    script = [sys.executable, "-I", guard_script.__file__, str(GRACE_SECONDS), sockets]
     with log.open("ab") as sink:
         guard = subprocess.Popen(
-            [sys.executable, "-I", guard_script.__file__, str(GRACE_SECONDS), *invocation.command],
+            [*script, *invocation.command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=sink,
@@ -109,6 +115,7 @@ def launched(invocation: Invocation, log: Path) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+        shutil.rmtree(sockets, ignore_errors=True)  # where the guard was killed and couldn't
 
 
 def wait_until_ready(

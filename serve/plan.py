@@ -34,7 +34,7 @@ class ServedAdapter:
     fingerprint: Comparison
     remarks: tuple[str, ...]
     overridden: tuple[str, ...]
-    """Reasons why it doesn't fit the base, which were allowed."""
+    """Reasons why it doesn't fit the base or the other adapters, which were allowed."""
 
     @property
     def label(self) -> str:
@@ -172,8 +172,10 @@ def make_plan(
         checked()
         problems += found.problems
         served.append((names, adapter, found))
+    between: tuple[str, ...] = ()
     try:
-        shared_base(store, list(resolved.values()), allow_mismatch=allow_mismatch)
+        adapters = list(resolved.values())
+        between = shared_base(store, adapters, allow_mismatch=allow_mismatch).overridden
     except IncompatibleError:
         # The plainer message, unless there is more to say than that.
         if all(problem.kind == "unfit" for problem in problems):
@@ -192,7 +194,7 @@ def make_plan(
                 modules=f"{found.verdict.modules_found}/{found.verdict.modules_total}",
                 fingerprint=found.verdict.fingerprint,
                 remarks=found.remarks,
-                overridden=() if found.verdict.ok else found.verdict.reasons,
+                overridden=between if found.verdict.ok else found.verdict.reasons,
             )
             for names, adapter, found in served
         ),

@@ -88,9 +88,8 @@ def unsupported_by_vllm(facts: AdapterFacts) -> list[str]:
         found.append(f"it has whole trained modules ({some(whole)})")
     if facts.biases:
         found.append(f"it has trained biases ({some(facts.biases)})")
-    elif (
-        document.get("bias", "none") != "none"
-    ):  # vLLM goes by the word, and takes null for one too
+    # vLLM goes by the word in the configuration, and null is not "none" to it
+    elif document.get("bias", "none") != "none":
         found.append(f"its adapter_config.json says bias: {json.dumps(document['bias'])}")
     if facts.magnitudes and not config.use_dora:
         found.append(f"it has DoRA magnitudes ({some(facts.magnitudes)}) although use_dora is off")
@@ -119,7 +118,11 @@ def refuse(problems: Sequence[Problem], labels: Sequence[str], *, allow_mismatch
         for who in bad
     ]
     error: type[AdapterHubError] = UnsupportedError
-    hint = f"Serve the others:  adapterhub serve {' '.join(good)}" if good else ""
+    hint = (
+        f"Serve the others:  adapterhub serve {' '.join(good)}"
+        if good
+        else f"adapterhub show {bad[0]}"
+    )
     if any(problem.kind == "unfit" for problem in standing):
         error = IncompatibleError
         hint = "Choose the right base with --base, or say --allow-mismatch if you are sure (it will be recorded)."

@@ -121,7 +121,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc,unused-ignore] # trl's types are
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
         # trl rounds the adapter of a 4-bit base to bf16; the optimizer is made later, so this is in time.
-        for parameter in self.model.parameters():
+        for parameter in options["model"].parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 

@@ -42,7 +42,8 @@ def choose_device() -> Device:
     import torch
 
     if torch.cuda.is_available():
-        dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if native else "float32"
         return Device("cuda", torch.cuda.get_device_name(0), dtype)
     return Device("cpu", platform.processor() or platform.machine(), "float32")
 
@@ -81,7 +82,7 @@ def load_for_training(recipe: Recipe, base: BaseModel, device: Device) -> Any:
             bnb_4bit_compute_dtype=dtype,
         )
         options["device_map"] = {"": 0 if device.kind == "cuda" else "cpu"}
-    model = AutoModelForCausalLM.from_pretrained(base.path, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(base.path, **options)
     if recipe.method == "lora":
         model = model.to(device.kind)
     set_seed(recipe.seed)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.errors import ConflictError, NotFoundError
+from adapterhub.errors import AdapterHubError, ConflictError, NotFoundError
 from adapterhub.names import parse_name
 from adapterhub.runs import Run, running
 from adapterhub.trainer.data import Corpus, TokenData, load_corpus, tokenize
@@ -77,9 +77,10 @@ def train(
     require_libraries()
     base = store.bases.open(recipe.base)
     corpus = load_corpus(recipe)
-    known = _known(store, recipe, training_digest(recipe, corpus, base), move=move or redo)
+    known = _known(store, recipe, training_digest(recipe, corpus, base), move=move)
     if known and not redo:
         return known
+    move = move or known is not None  # a training done again replaces its own result, nothing else
     with running(store.runs_dir, "train", recipe.document) as run, logged_to(run.path / "log"):
         trained = _train(store, recipe, out, base, corpus, run, move=move)
         (run.path / "result.json").write_text(
@@ -158,13 +159,15 @@ def _train(
             trainer.train()
     shutil.rmtree(run.path / "scratch", ignore_errors=True)
     history = reporter.history
-    if stop.asked and history.steps < trainer.args.max_steps:
-        raise _interrupted(model, base, run, history, trainer.args.max_steps)
-    after = _score(model, tokens, out, run, "after")
-    scores = (before, after) if before and after else None
-
     result = run.path / "result"
     save_adapter(model, base, result)
+    try:
+        if stop.asked and history.steps < trainer.args.max_steps:
+            raise KeyboardInterrupt
+        after = _score(model, tokens, out, run, "after")
+    except KeyboardInterrupt:
+        raise _kept(result, base, run, history, trainer.args.max_steps) from None
+    scores = (before, after) if before and after else None
     body = provenance_body(recipe, base, corpus, tokens, device, history, scores, parameters)
     added = _add(store, recipe, base, result, body, tokens.template, out, move=move)
     return Trained(
@@ -184,6 +187,13 @@ def _add(
     template: str | None, out: Output, *, move: bool,
 ) -> Any:  # fmt: skip
     """Puts the finished folder into the store; on any failure it stays in the run, and the error says where."""
+
+    def note(remark: str) -> None:
+        if (
+            base.repo is not None or "which base" not in remark
+        ):  # it is this one, and that is attested
+            out.note(remark)
+
     try:
         added = store.add_folder(
             result,
@@ -196,14 +206,14 @@ def _add(
             else [],
             why=f"train {recipe.name}",
             op="train",
-            note=out.note,
+            note=note,
         )
-    except ConflictError as error:  # the name was taken while we trained
-        raise ConflictError(
-            error.what,
-            why=f"{error.why} The trained adapter is in {result}.".strip(),
-            hint=f"adapterhub add {result} --name ANOTHER_NAME --base {base.path}",
-        ) from error
+    except (
+        AdapterHubError
+    ) as error:  # the name was taken while we trained, say, or the disk is full
+        error.why = f"{error.why} The trained adapter is kept in {result}.".strip()
+        error.hint = f"adapterhub add {result} --name NAME --base {base.path}"
+        raise
     # The name of a local base says nothing; remembered, later commands find it by its fingerprint.
     store.bases.remember(base)
     shutil.rmtree(result)
@@ -258,14 +268,12 @@ def _remark(out: Output, corpus: Corpus, tokens: TokenData) -> None:
         out.warn(f"{tokens.train.dropped} rows are left out: their question alone fills max_length")
 
 
-def _interrupted(
-    model: Any, base: BaseModel, run: Run, history: History, steps: int
+def _kept(
+    folder: Path, base: BaseModel, run: Run, history: History, steps: int
 ) -> KeyboardInterrupt:
-    """Keeps the adapter so far in the run's folder; the interrupt's text says where and how to go on."""
-    kept = run.path / "interrupted"
-    save_adapter(model, base, kept)
-    run.event("kept", step=history.steps, path=str(kept))
+    """The interrupt of a training whose adapter so far is in `folder`: its text says where and how to go on."""
+    run.event("kept", step=history.steps, path=str(folder))
     return KeyboardInterrupt(
-        f"The store is as it was. The adapter after step {history.steps} of {steps} is kept in {kept}; "
-        f"to add it:  adapterhub add {kept} --name NAME --base {base.path}"
+        f"The store is as it was. The adapter after step {history.steps} of {steps} is kept in {folder}; "
+        f"to add it:  adapterhub add {folder} --name NAME --base {base.path}"
     )

@@ -12,7 +12,7 @@ from typing import Any
 from adapterhub.cli.output import clean
 from adapterhub.manifest import Attestation
 from adapterhub.tui import attested
-from adapterhub.tui.facts import Fact, Names, Section, moment, said
+from adapterhub.tui.facts import Fact, Names, Section, Tone, moment, said
 from adapterhub.tui.model import Problem, Row
 from adapterhub.words import short
 
@@ -21,50 +21,51 @@ _SAYS_NOTHING: tuple[object, ...] = (None, False, "", "none", [], {})
 
 
 def in_words(
-    record: Mapping[str, Any], attestations: Sequence[Attestation], names: Names, *, added: str
+    row: Row, record: Mapping[str, Any], attestations: Sequence[Attestation], names: Names
 ) -> tuple[Section, ...]:
     """The sections for an adapter.
 
     Args:
+        row: what the list says of it.
         record: what `adapterhub show` prints (`cli.library.details`).
         attestations: what is known about it, oldest first.
         names: a name for each digest that has one.
-        added: when the name was set, ISO 8601.
     """
-    sections = (
-        Section("", tuple(_itself(record, added))),
+    return _with_facts(
+        Section("", tuple(_itself(record, row.added))),
         Section("Notes", tuple(Fact("", clean(note), "warning") for note in record["notes"])),
-        Section("Base", tuple(_base(record["base"], attestations))),
+        Section("Base", tuple(_base(record["base"], row.base, attestations))),
         *attested.sections(attestations, names),
         Section(
             "Files", tuple(Fact(file["size"], clean(file["path"])) for file in record["files"])
         ),
     )
-    return tuple(section for section in sections if section.facts)
 
 
 def problem_in_words(row: Row, problem: Problem) -> tuple[Section, ...]:
     """The sections for an adapter that can't be read: what is wrong, and what the list knows."""
-    told = (
-        Fact("", problem.what, "error"),
-        Fact("", problem.why),
-        Fact("", problem.hint, "strong"),
+    told: tuple[tuple[str, Tone], ...] = (
+        (problem.what, "error"),
+        (problem.why, ""),
+        (problem.hint, "strong"),
     )
-    known = (
-        ("kind", row.kind),
-        ("base", row.base),
-        ("added", moment(row.added)),
-        ("digest", said(row.digest)),
-    )
-    return (
-        Section(
-            "", tuple(Fact(fact.label, clean(fact.text), fact.tone) for fact in told if fact.text)
-        ),
+    known = {
+        "kind": row.kind,
+        "base": row.base,
+        "added": moment(row.added),
+        "digest": row.digest and said(row.digest),
+    }
+    return _with_facts(
+        Section("", tuple(Fact("", clean(text), tone) for text, tone in told if text)),
         Section(
             "What the list knows",
-            tuple(Fact(label, clean(text)) for label, text in known if text not in ("", "–")),
+            tuple(Fact(label, clean(text)) for label, text in known.items() if text),
         ),
     )
+
+
+def _with_facts(*sections: Section) -> tuple[Section, ...]:
+    return tuple(section for section in sections if section.facts)
 
 
 def _itself(record: Mapping[str, Any], added: str) -> Iterator[Fact]:
@@ -94,14 +95,20 @@ def _itself(record: Mapping[str, Any], added: str) -> Iterator[Fact]:
     yield Fact("digest", said(record["digest"]))
 
 
-def _base(base: Mapping[str, Any], attestations: Sequence[Attestation]) -> Iterator[Fact]:
+def _base(
+    base: Mapping[str, Any], here: str, attestations: Sequence[Attestation]
+) -> Iterator[Fact]:
     if base["repo"]:
         yield Fact("repo", said(base["repo"]), "strong")
         yield Fact(
             "revision", said(short(base["revision"]) if base["revision"] else "not recorded")
         )
     else:
-        yield Fact("repo", "not recorded", "warning")
+        yield Fact(
+            "repo",
+            "not recorded" + (f"; found by its weights: {clean(here)}" if here else ""),
+            "warning",
+        )
     if base["claimed"] and base["claimed"] != base["repo"]:
         yield Fact("claimed", said(base["claimed"]))
     if base["trained_on"]:

@@ -32,6 +32,19 @@ _TYPES = {
 }
 # Told elsewhere in the pane: notes have their own section, the base too.
 _ELSEWHERE = ("event", "notes", "claimed_base", "base")
+# Of a training's recipe: said of the adapter itself, or of this training.
+_SAID_ABOVE = (
+    "name",
+    "base",
+    "rank",
+    "alpha",
+    "target_modules",
+    "use_rslora",
+    "seed",
+    "steps",
+    "epochs",
+    "eval",
+)
 _BOOKKEEPING = ("training", "template", "mask", "engine", "versions", "hardware")
 
 
@@ -51,13 +64,16 @@ def _section(item: Attestation, names: Names) -> Section:
         for key, value in item.body.items()
         if key not in _ELSEWHERE and value not in (None, [], {})
     }
-    event = item.body.get("event")
-    title = _EVENTS.get(str(event)) or _TYPES.get(item.type) or clean(event or item.type)
-    facts = list(_TELLERS[event](body, names)) if event in _TELLERS else []
-    facts += _TELLERS[item.type](body, names) if item.type in _TELLERS else []
-    last = {key: body.pop(key) for key in _BOOKKEEPING if key in body}
-    facts += [*tell(body, names), *tell(last, names)]
-    return Section(f"{title} {moment(item.created)}", tuple(facts) or (Fact("", "as a folder"),))
+    event = str(item.body.get("event")) if item.type == "provenance" else ""
+    title = _EVENTS.get(event) or _TYPES.get(item.type) or clean(item.type)
+    teller = _TELLERS.get(event or item.type)
+    facts = list(teller(body, names)) if teller else []
+    last = {key: said(body.pop(key), names) for key in _BOOKKEEPING if key in body}
+    facts += [*tell(body, names), *(Fact(key, text) for key, text in last.items())]
+    return Section(
+        f"{title} {moment(item.created)}",
+        tuple(facts) or (Fact("", "from a PEFT folder" if event == "imported" else "–"),),
+    )
 
 
 def _merged(body: Body, names: Names) -> Iterator[Fact]:
@@ -107,7 +123,9 @@ def _parent(parent: object, names: Names) -> str:
     )
     if now := names.get(str(digest)):
         return now
-    return said(digest) + (f", then {clean(then)}" if then and str(then).partition("@")[0] else "")
+    return said(digest) + (
+        f" (was {clean(then)})" if then and not str(then).startswith("@") else ""
+    )
 
 
 def _trained(body: Body, names: Names) -> Iterator[Fact]:
@@ -118,26 +136,27 @@ def _trained(body: Body, names: Names) -> Iterator[Fact]:
     on = f"on {said(held_out.pop('rows', None))} held-out rows"
     yield from _change("perplexity", held_out, "perplexity_before", "perplexity_after", on)
     yield from _change("loss", metrics, "first_loss", "last_loss", "from first to last step")
-    done = [f"{said(body.pop(key))} {key}" for key in ("steps", "epochs", "seconds") if key in body]
-    if done:
-        yield Fact("took", ", ".join(done))
-    file = _table(recipe, "data").get("path")
-    if file or data:
-        rows = (
-            f"{said(data.pop('train_rows', None))} of {said(data.pop('rows', None))} rows"
-            if "train_rows" in data
-            else ""
-        )
-        tokens = data.pop("trained_tokens", None)
-        counted = f"{human_count(tokens)} trained tokens" if isinstance(tokens, int) else ""
+    took = [(body.pop(key, None), key) for key in ("steps", "epochs", "seconds")]
+    if any(amount is not None for amount, _ in took):
         yield Fact(
-            "data", ", ".join(part for part in (clean(file or ""), rows, counted) if part) or "–"
+            "took",
+            ", ".join(f"{said(amount)} {unit}" for amount, unit in took if amount is not None),
         )
-        yield from tell(data, names, "  ")
-    for key in ("name", "base", "seed", "steps", "epochs"):
-        recipe.pop(key, None)  # said already, here or elsewhere in the pane
-    yield from tell(recipe, names)
-    yield from tell({**metrics, **held_out}, names)
+    told = [clean(_table(recipe, "data").get("path") or "")]
+    if "train_rows" in data:
+        told.append(f"{said(data.pop('train_rows'))} of {said(data.pop('rows', None))} rows")
+    if isinstance(tokens := data.pop("trained_tokens", None), int):
+        told.append(f"{human_count(tokens)} trained tokens")
+    if any(told):
+        yield Fact("data", ", ".join(part for part in told if part))
+    settings = {key: value for key, value in recipe.items() if key not in _SAID_ABOVE}
+    for label, table in (
+        ("rows", data),
+        ("settings", settings),
+        ("measured", {**metrics, **held_out}),
+    ):
+        if table:
+            yield Fact(label, said(table, names))
 
 
 def _change(label: str, body: Body, before: str, after: str, what: str) -> Iterator[Fact]:
@@ -166,12 +185,12 @@ def _evaluated(body: Body, names: Names) -> Iterator[Fact]:
     answered = _table(body, "said")
     for key in ("prompt", "answer"):
         if key in answered:
-            yield Fact(key, clean(answered.pop(key)))
+            yield Fact(key, clean(answered.pop(key), keep_newlines=True))
     yield from tell(answered, names)
     body |= {"settings": settings}
 
 
-_TELLERS: dict[object, Callable[[Body, Names], Iterator[Fact]]] = {
+_TELLERS: dict[str, Callable[[Body, Names], Iterator[Fact]]] = {
     "merged": _merged,
     "trained": _trained,
     "eval": _evaluated,

@@ -17,11 +17,10 @@ def tui(ctx: Context) -> None:
             "The terminal UI prints nothing.",
             hint="For output: adapterhub ls --json   or   adapterhub ls -q",
         )
-    off = [stream.name for stream in (sys.stdin, sys.stdout, sys.stderr) if not stream.isatty()]
-    if off:
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError(
             "The terminal UI needs a terminal.",
-            why=f"{' and '.join(off)} {'is' if len(off) == 1 else 'are'} not one.",
+            why="Its input or output is a pipe or a file.",
             hint="For the same list as text: adapterhub ls",
         )
     if find_spec("textual") is None:

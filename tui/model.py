@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from adapterhub.errors import AdapterHubError
+from adapterhub.errors import AdapterHubError, FormatError, StoreDamagedError
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,19 @@ class Problem:
     what: str
     why: str = ""
     hint: str = ""
+    damage: bool = False
+    """The store's bytes are wrong, rather than unknown to this version or out of reach."""
 
     @classmethod
     def of(cls, error: Exception) -> Problem:
         """The words for `error`; anything that isn't ours is named for what it is, without a traceback."""
         if isinstance(error, AdapterHubError):
-            return cls(error.what, error.why, error.hint)
+            return cls(
+                error.what,
+                error.why,
+                error.hint,
+                isinstance(error, StoreDamagedError | FormatError),
+            )
         if isinstance(error, PermissionError):
             return cls(f"Not allowed: {error.filename}.", str(error.strerror))
         if isinstance(error, OSError):
@@ -45,8 +52,8 @@ class Row:
     """One name in the store. Where the adapter behind it can't be read, `problem` says why and the facts are empty."""
 
     name: str
-    digest: str
-    added: str
+    digest: str = ""
+    added: str = ""
     kind: str = ""
     base: str = ""
     rank: int | None = None

@@ -5,12 +5,11 @@ One damaged adapter must not hide the others: damage is found name by name and b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 
 from adapterhub.cli.library import describe, details
-from adapterhub.errors import AdapterHubError, StoreDamagedError, UsageError
+from adapterhub.errors import AdapterHubError
 from adapterhub.names import Name, parse_name
 from adapterhub.store import Entry, Resolved, Store
 from adapterhub.tui.about import in_words, problem_in_words
@@ -22,8 +21,14 @@ Stamp = tuple[int, int, int] | None
 
 
 def read_rows(store: Store) -> tuple[Row, ...]:
-    """Every name in the store, damaged ones too. Raises only where the store as a whole can't be read."""
-    return tuple(_row(store, name, digest) for name, digest in _refs(store))
+    """Every name in the store, in order, damaged ones too. Raises only where the store as a whole can't be read."""
+    damaged: list[Row] = []
+
+    def keep(name: Name, error: AdapterHubError) -> None:
+        damaged.append(Row(str(name), problem=Problem.of(error)))
+
+    rows = [_row(store, entry) for entry in store.entries(keep)]
+    return tuple(sorted(rows + damaged, key=lambda row: row.name))
 
 
 def read_details(store: Store, row: Row, names: Mapping[str, str]) -> tuple[Section, ...]:
@@ -32,9 +37,8 @@ def read_details(store: Store, row: Row, names: Mapping[str, str]) -> tuple[Sect
         return problem_in_words(row, row.problem)
     try:
         resolved = Resolved(row.digest, store.manifest(row.digest), parse_name(row.name))
-        return in_words(
-            details(store, resolved), store.attestations(row.digest), names, added=row.added
-        )
+        known = store.attestations(row.digest)
+        return in_words(row, details(store, resolved), known, names)
     except Exception as error:  # noqa: BLE001 - what one adapter's files do must not end the screen
         return problem_in_words(row, Problem.of(error))
 
@@ -57,41 +61,15 @@ def _stamp(path: Path) -> Stamp:
     return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def _refs(store: Store) -> Iterator[tuple[Name, str | Problem]]:
-    """Every name and its digest, or why that can't be told."""
-    try:
-        yield from store.refs.all()
-        return
-    except StoreDamagedError:
-        pass  # one ref is damaged, and nobody says which are not: go through the names of the journal one by one
-    for text in sorted({change.ref for change in store.log()}):
-        try:
-            name = parse_name(text)
-            digest = store.refs.read(name)
-        except StoreDamagedError as error:
-            yield parse_name(text), Problem.of(error)
-        except UsageError:
-            continue  # a line somebody else wrote into the journal
-        else:
-            if digest is not None:
-                yield name, digest
-
-
-def _row(store: Store, name: Name, digest: str | Problem) -> Row:
-    added = _added(store, name)
-    if isinstance(digest, Problem):
-        return Row(str(name), "", added, problem=digest)
-    try:
-        facts = describe(Entry(name, digest, store.manifest(digest), added))
-    except (AdapterHubError, OSError) as error:
-        return Row(str(name), digest, added, problem=Problem.of(error))
+def _row(store: Store, entry: Entry) -> Row:
+    facts = describe(entry)
     targets = facts["targets"] or ()
     return Row(
         name=facts["name"],
-        digest=digest,
-        added=added,
+        digest=facts["digest"],
+        added=facts["added"],
         kind=facts["kind"],
-        base=facts["base"] or "",
+        base=_base(store, entry),
         rank=facts["rank"],
         alpha=facts["alpha"],
         targets=(targets,) if isinstance(targets, str) else tuple(targets),
@@ -99,11 +77,8 @@ def _row(store: Store, name: Name, digest: str | Problem) -> Row:
     )
 
 
-def _added(store: Store, name: Name) -> str:
-    """When the name was last set, as `Entry.added` says it; empty when it vanished while we looked."""
+def _base(store: Store, entry: Entry) -> str:
     try:
-        return datetime.fromtimestamp(store.layout.ref(name).stat().st_mtime, UTC).isoformat(
-            timespec="seconds"
-        )
-    except OSError:
+        return store.base_label(entry.digest, entry.manifest) or ""
+    except AdapterHubError:  # a damaged attestation: the detail pane says so
         return ""

@@ -54,7 +54,7 @@ def instead_of_list(state: Library) -> Content:
         ("The store is empty.", "bold $text-accent"),
         "\n\nPut an adapter in, from a folder that PEFT wrote:\n\n    ",
         ("adapterhub add FOLDER", "bold"),
-        "\n\nIt appears here by itself. To see a store with adapters in it first, trained and merged\n"
-        "on a real model, type this in a checkout of adapterhub; it says how to open that one:\n\n    ",
+        "\n\nIt appears here by itself. Or look at a store that has some: in a checkout of adapterhub, this "
+        "trains two and merges them on a real model, and says how to open its store:\n\n    ",
         ("make demo", "bold"),
     )

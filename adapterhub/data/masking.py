@@ -209,7 +209,8 @@ def _mask_from_prefixes(
         if not (text.startswith(upto) and upto.startswith(prompt)):
             raise IncompatibleError(
                 "The chat template doesn't show which tokens are the answers.",
-                why=f"Row {row.number}: turn {index + 1} is rendered differently once more turns follow it.",
+                why=f"Row {row.number}: turn {index + 1} is not the generation prompt and then the answer,"
+                " or looks different once more turns follow it.",
                 hint="Use rows with one answer each, or a template with {% generation %} marks.",
             )
         spans.append((len(prompt), len(upto)))

@@ -57,7 +57,7 @@ def load_model(folder: Path, dtype: str, device: str | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     with quiet_libraries():
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch_dtype(dtype), local_files_only=True
         )
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

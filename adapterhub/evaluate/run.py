@@ -183,16 +183,16 @@ def _measure_all(
     measure: Callable[[_Subject, Any], EvalRow],
 ) -> list[EvalRow]:
     """Measures each subject once: the base and its adapters on one loaded model, then each model folder."""
-    results: dict[_Subject, EvalRow] = {}
-    different = list(dict.fromkeys(subjects))
+    results: dict[str, EvalRow] = {}
+    different = list({subject.name: subject for subject in subjects}.values())
     if base is not None:
         on_base = [subject for subject in different if subject.kind != "model"]
         results.update(_measure_on_base(store, on_base, base, dtype, measure))
     for subject in different:
         if subject.folder is not None:
             gc.collect()  # a model's modules refer to each other; two models may not fit at once
-            results[subject] = measure(subject, models.load_model(subject.folder, dtype))
-    return [results[subject] for subject in subjects]
+            results[subject.name] = measure(subject, models.load_model(subject.folder, dtype))
+    return [results[subject.name] for subject in subjects]
 
 
 def _measure_on_base(
@@ -201,7 +201,7 @@ def _measure_on_base(
     base: BaseModel,
     dtype: str,
     measure: Callable[[_Subject, Any], EvalRow],
-) -> dict[_Subject, EvalRow]:
+) -> dict[str, EvalRow]:
     if not subjects:
         return {}
     results = {}
@@ -209,7 +209,7 @@ def _measure_on_base(
     for subject in subjects:
         folder = store.view(subject.adapter.digest) if subject.adapter else None
         with models.attached(model, folder) as ready:
-            results[subject] = measure(subject, ready)
+            results[subject.name] = measure(subject, ready)
     return results
 
 

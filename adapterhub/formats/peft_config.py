@@ -146,7 +146,7 @@ def match_pattern(patterns: Mapping[str, Any], module: str) -> str | None:
 
 
 def _regex_matches(pattern: str, module: str) -> bool:
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     try:
         if len(pattern) > MAX_PATTERN:

@@ -136,7 +136,9 @@ def test_nothing_is_left_when_the_guard_itself_is_killed(life: Life) -> None:
     with life.running() as server:
         assert server.pid is not None
         pids = (server.pid, life.engine_process)
-        psutil.Process(server.pid).parent().kill()  # type: ignore[union-attr]
+        guardian = psutil.Process(server.pid).parent()
+        assert guardian is not None
+        guardian.kill()
         with pytest.raises(ExternalToolError, match="its guard was ended by SIGKILL"):
             server.wait()
     assert gone(*pids)
@@ -146,7 +148,7 @@ def test_nothing_is_left_when_we_die_without_a_chance_to_clean_up(tmp_path: Path
     """SIGKILL to the parent: the guard sees the end of its pipe, in a process group and session of its own."""
     program = (
         "import subprocess, sys, time\n"
-        "server = subprocess.Popen([sys.executable, '-I', sys.argv[1], '5', 'sh', '-c', 'sleep 300 & sleep 301'],\n"
+        "server = subprocess.Popen([sys.executable, '-I', sys.argv[1], '5', '', 'sh', '-c', 'sleep 300 & sleep 301'],\n"
         "    stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)\n"
         "print(server.pid, server.stdout.readline().decode(), flush=True)\n"
         "time.sleep(300)\n"
@@ -168,6 +170,7 @@ def test_a_process_that_left_the_group_is_ended_too() -> None:
         "-I",
         guard.__file__,
         "0.2",
+        "",
         "sh",
         "-c",
         "setsid sleep 300 & echo $! >&2; wait",

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 from textual.pilot import Pilot
 
+from adapterhub.canonical import canonical_bytes, digest_of
 from adapterhub.names import parse_name
 from adapterhub.store import Store
 from adapterhub.tui.app import AdapterHubApp
@@ -36,13 +37,16 @@ def write_adapter(
     **config: Any,
 ) -> Path:
     """A PEFT folder with a LoRA for two layers of a tiny model."""
-    random = np.random.default_rng(seed)
-    tensors = {}
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
     for layer in range(2):
         for target in targets:
             stem = f"base_model.model.model.layers.{layer}.self_attn.{target}"
-            tensors[f"{stem}.lora_A.weight"] = random.standard_normal((rank, 16), dtype=np.float32)
-            tensors[f"{stem}.lora_B.weight"] = random.standard_normal((16, rank), dtype=np.float32)
+            for role, shape in (("lora_A", (rank, 16)), ("lora_B", (16, rank))):
+                # No random numbers: digests are in the pictures, so the bytes must be the same with every numpy and libm.
+                steps = np.arange(rank * 16) * 7 + len(tensors) + 5 * seed
+                tensors[f"{stem}.{role}.weight"] = (
+                    ((steps % 17 - 8) / 8).astype(np.float32).reshape(shape)
+                )
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     document = {
@@ -222,6 +226,21 @@ def open_app(store: Store) -> AdapterHubApp:
 def make_adapter() -> Callable[..., Path]:
     """`write_adapter`."""
     return write_adapter
+
+
+@pytest.fixture
+def write_newer(store: Store) -> Callable[[str], None]:
+    """Points a name at a manifest of a schema this version doesn't know."""
+
+    def write(name: str) -> None:
+        data = canonical_bytes({"schema": "adapterhub.manifest/9"})
+        path = store.layout.manifest(digest_of(data))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        store.layout.ref(parse_name(name)).write_text(digest_of(data) + "\n")
+        set_added(store, name, NOON)
+
+    return write
 
 
 @pytest.fixture

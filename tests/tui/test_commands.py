@@ -44,7 +44,7 @@ def test_the_picture_for_readme_is_the_same_every_time_and_names_no_path(
     sample_home: Path, tmp_path: Path
 ) -> None:
     script = Path(__file__).parents[2] / "scripts" / "screenshot.py"
-    pictures = []
+    pictures: list[str] = []
     for environment in (
         {"NO_COLOR": "1", "TERM": "dumb", "TZ": "Asia/Tokyo"},
         {"COLORTERM": "truecolor"},

@@ -63,6 +63,18 @@ async def test_a_damaged_manifest_marks_its_row_and_hides_no_other(
         assert "ties" in detail(app)
 
 
+async def test_an_adapter_of_a_newer_version_is_unknown_not_damaged(
+    app: AdapterHubApp, write_newer: Callable[[str], None], settled: Settled
+) -> None:
+    write_newer("legal/terms")
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        assert rows(app)["legal/terms"] == "unknown"
+        await pilot.press("down")
+        await settled(pilot)
+        assert "Upgrade adapterhub" in detail(app)
+
+
 async def test_a_damaged_ref_marks_its_row_and_hides_no_other(
     app: AdapterHubApp, store: Store, settled: Settled
 ) -> None:
@@ -164,7 +176,7 @@ async def test_the_screen_words_an_error_as_the_command_line_does(
     with pytest.raises(StoreDamagedError) as caught:
         store.resolve("desk/both")
     Output().error(caught.value)
-    said = capsys.readouterr().err.removeprefix("error: ").split()
+    said = capsys.readouterr().err.removeprefix("error: ")
     async with app.run_test(size=(300, 40)) as pilot:
         await settled(pilot)
-        assert " ".join(said) in detail(app)
+        assert "".join(said.split()) in detail(app).replace(" ", ""), "the same but for line breaks"

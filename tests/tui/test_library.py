@@ -193,14 +193,14 @@ async def test_enter_reads_the_details_and_escape_comes_back(
         await pilot.press("enter")
         await settled(pilot)
         assert (pane.display, table.display) == (True, False)
-        assert app.focused is pane
+        assert pane.has_focus
         await pilot.press("j", "j")
         await pilot.pause()
         assert pane.scroll_target_y == 2
         await pilot.press("escape")
         await settled(pilot)
         assert (pane.display, table.display) == (False, True)
-        assert app.focused is table
+        assert table.has_focus
 
 
 async def test_y_copies_the_equivalent_command(app: AdapterHubApp, settled: Settled) -> None:

@@ -4,6 +4,7 @@ After an intended change: pytest tests/tui/test_snapshots.py --snapshot-update, 
 """
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,21 +45,20 @@ def test_the_library_filtered(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_damaged_adapter(
+def test_one_damaged_and_one_of_a_newer_version(
     store: Store,
     app: AdapterHubApp,
+    write_newer: Callable[[str], None],
     looks: Callable[..., bool],
     size: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = store.layout.manifest(store.resolve("legal/terms").digest)
-    path.unlink()
-    monkeypatch.setattr("adapterhub.tui.model.Problem.why", "", raising=False)
-    assert looks(app, size, "down")
+    store.layout.manifest(store.resolve("legal/terms").digest).unlink()
+    write_newer("tools/calls")
+    assert looks(app, size, "G")
 
 
 def test_an_empty_store(
-    tmp_path: Any, open_on: Callable[[Store], AdapterHubApp], looks: Callable[..., bool]
+    tmp_path: Path, open_on: Callable[[Store], AdapterHubApp], looks: Callable[..., bool]
 ) -> None:
     assert looks(open_on(Store.open(tmp_path / "none")), (80, 24))
 

@@ -22,7 +22,7 @@ def told(
     [section] = attested.sections(
         [make_attestation(DIGEST, kind, body, "2026-01-01T12:00:00+00:00")], names or {}
     )
-    return {"": section.title, **{fact.label: fact.text for fact in section.facts}}
+    return {"title": section.title, **{fact.label: fact.text for fact in section.facts}}
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_a_parent_that_lost_its_name_is_told_by_digest_and_the_name_it_had() -> 
         "parents": [{"digest": DIGEST, "name": "old"}, {"digest": OTHER, "name": "b"}],
     }
     facts = told("provenance", body, {OTHER: "now/b"})
-    assert facts["parents"] == "@abababababab, then old"
-    assert facts[""] == "Merged 2026-01-01 12:00 UTC"
+    assert facts["parents"] == "@abababababab (was old)"
+    assert facts["title"] == "Merged 2026-01-01 12:00 UTC"
 
 
 def test_an_attestation_of_an_unknown_version_is_told_field_by_field() -> None:
@@ -72,7 +72,7 @@ def test_long_lists_end_with_how_many_there_are_more() -> None:
 
 
 def test_an_import_without_anything_to_say_still_says_what_it_was() -> None:
-    assert told("provenance", {"event": "imported", "notes": []})[""].startswith("Imported")
+    assert told("provenance", {"event": "imported", "notes": []})["title"].startswith("Imported")
 
 
 @pytest.mark.parametrize("width", [8, 20, 48, 76, 200])

@@ -18,7 +18,6 @@ from adapterhub.tui.model import Row
 from adapterhub.words import human_size
 
 _PADDING = 1
-_DAMAGED = "damaged"
 _USUAL = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -43,13 +42,19 @@ def _targets(row: Row) -> str:
     )
 
 
+def _kind(row: Row) -> str:
+    if row.problem is None:
+        return clean(row.kind)
+    return "damaged" if row.problem.damage else "unknown"
+
+
 def _size(row: Row) -> str:
     return "–" if row.size is None else human_size(row.size)
 
 
 COLUMNS = (
-    Column("name", lambda row: clean(row.name), 16, 48),
-    Column("kind", lambda row: _DAMAGED if row.problem else clean(row.kind), 4, 8),
+    Column("name", lambda row: clean(row.name), 15, 48),
+    Column("kind", _kind, 7, 8),
     Column("base", lambda row: clean(row.base) or "–", 12, 40),
     Column("rank", lambda row: said(row.rank), 4, 5, right=True),
     Column("alpha", lambda row: said(row.alpha), 5, 6, right=True),

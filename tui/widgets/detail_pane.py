@@ -78,10 +78,17 @@ def lay_out(sections: tuple[Section, ...], width: int) -> Iterator[Content]:
             yield Content("")
         if section.title:
             yield from Content.styled(section.title, "bold $text-accent").wrap(max(width, 1))
-        labels = max(Content(fact.label).cell_length for fact in section.facts)
+        labels = max((Content(fact.label).cell_length for fact in section.facts), default=0)
         column = min(max(labels, _LEAST_LABEL), _MOST_LABEL) + 2 if labels else 0
         for fact in section.facts:
-            label = Content.styled(fact.label, "dim").truncate(column, ellipsis=True, pad=True)
+            label = _label(fact.label, column)
             lines = Content.styled(fact.text, _STYLES[fact.tone]).wrap(max(width - column, 8))
             for place, line in enumerate(lines):
                 yield Content.assemble(label if place == 0 else " " * column, line)
+
+
+def _label(text: str, column: int) -> Content:
+    """A label and the gap after it, `column` cells in all."""
+    if column == 0:
+        return Content("")
+    return Content.styled(text, "dim").truncate(column - 2, ellipsis=True, pad=True).pad_right(2)

@@ -1,0 +1,87 @@
+"""`exporter`: adapters into a tiny base through the real store, with the folder that came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.export.run import Exported, ProgressFactory, export
+from adapterhub.merge.recipe import make_recipe
+from adapterhub.store import Resolved, Store
+
+
+class Bar:
+    """Progress that calls `on_advance` with the total so far, which may raise."""
+
+    def __init__(self, on_advance: Callable[[float], None]) -> None:
+        self.done = 0.0
+        self._on_advance = on_advance
+
+    def advance(self, amount: float = 1, **_: object) -> None:
+        self.done += amount
+        self._on_advance(self.done)
+
+
+@contextmanager
+def silent(_: str, __: float) -> Iterator[Bar]:
+    yield Bar(lambda _: None)
+
+
+@dataclass
+class Exporter:
+    """Adds folders under fresh names and exports them."""
+
+    store: Store
+    root: Path
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def add(self, folder: Path, **settings: Any) -> Resolved:
+        name = f"n{next(self._numbers)}"
+        self.store.add_folder(folder, name=name, **settings)
+        return self.store.resolve(name)
+
+    def __call__(
+        self,
+        adapters: Sequence[Path | Resolved],
+        base: Path | None,
+        method: str = "linear",
+        *,
+        weights: Sequence[float] | None = None,
+        into: Path | None = None,
+        progress: ProgressFactory = silent,
+        overwrite: bool = False,
+        allow_mismatch: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
+        **parameters: Any,
+    ) -> Exported:
+        parents = [self.add(one) if isinstance(one, Path) else one for one in adapters]
+        recipe = make_recipe(method, [parent.digest for parent in parents], weights=weights, parameters=parameters)
+        return export(
+            self.store,
+            parents,
+            recipe,
+            into or self.root / f"model{next(self._numbers)}",
+            base=None if base is None else str(base),
+            progress=progress,
+            overwrite=overwrite,
+            allow_mismatch=allow_mismatch,
+            workers=1,
+            warn=warn,
+        )
+
+
+@pytest.fixture(autouse=True)
+def _no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are about numbers: waiting for the disk would be most of their time."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def exporter(store: Store, tmp_path: Path) -> Exporter:
+    return Exporter(store, tmp_path / "exported")

@@ -1,0 +1,127 @@
+"""Factored algebra is exact: singular values, truncation and energy against a dense float64 decomposition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from adapterhub.lora.lowrank import Spectrum, decompose, stack
+
+LAW = settings(max_examples=60, deadline=None)
+
+
+def factors(seed: int, out: int, width: int, rank: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(out, rank, generator=generator) * scale, torch.randn(rank, width, generator=generator)
+
+
+def product(spectrum: Spectrum) -> torch.Tensor:
+    return spectrum.b.double() @ spectrum.a.double()
+
+
+def check(found: Spectrum, dense: torch.Tensor, rank: int, tolerance: float = 1e-5) -> None:
+    """`found` is the best approximation of `dense` (float64) of at most `rank`, and says so."""
+    values = torch.linalg.svdvals(dense)
+    size = float(dense.norm())
+    kept = min(rank, len(found.values))
+    assert torch.allclose(found.values, values[:kept], rtol=0, atol=tolerance * size)
+    assert found.b.dtype == found.a.dtype == torch.float32
+    assert found.b.shape == (dense.shape[0], kept)
+    assert found.a.shape == (kept, dense.shape[1])
+    best = float(values[rank:].norm())
+    assert abs(float((product(found) - dense).norm()) - best) <= tolerance * size
+    assert found.energy == pytest.approx(size**2, rel=tolerance)
+    assert found.kept == pytest.approx(size**2 - best**2, rel=tolerance, abs=tolerance * size**2)
+
+
+@LAW
+@given(
+    out=st.integers(1, 40),
+    width=st.integers(1, 40),
+    rank=st.integers(1, 50),
+    cut=st.integers(1, 50),
+    exponent=st.integers(-15, 15),
+    seed=st.integers(0, 2**31),
+)
+def test_decompose_and_cut_are_the_truncated_svd(
+    out: int, width: int, rank: int, cut: int, exponent: int, seed: int
+) -> None:
+    b, a = factors(seed, out, width, rank, 10.0**exponent)
+    check(decompose(b, a).cut(cut), b.double() @ a.double(), cut)
+
+
+def test_an_adapter_stacked_on_itself_has_its_own_rank() -> None:
+    b, a = factors(0, 30, 20, 4)
+    found = decompose(*stack([(0.25, b, a), (0.75, b, a)]))
+    assert found.b.shape[1] == 4
+    check(found, b.double() @ a.double(), 4)
+
+
+@pytest.mark.parametrize("which", ["b", "a", "both"])
+def test_zero_factors_give_one_direction_of_zeros(which: str) -> None:
+    b, a = factors(0, 9, 7, 3)
+    b, a = (b * 0 if which != "a" else b), (a * 0 if which != "b" else a)
+    found = decompose(b, a)
+    assert found.b.shape == (9, 1)
+    assert found.a.shape == (1, 7)
+    assert found.energy == found.kept == 0
+    assert not product(found).any()
+
+
+@pytest.mark.parametrize("true_rank", [1, 3])
+def test_rank_deficient_factors_lose_their_empty_directions(true_rank: int) -> None:
+    left, inner = factors(1, 50, 8, true_rank)
+    _, a = factors(2, 1, 40, 8)
+    b = left @ inner  # (50, 8) of rank `true_rank`
+    found = decompose(b, a)
+    assert found.b.shape[1] == true_rank
+    check(found, b.double() @ a.double(), true_rank)
+
+
+def test_directions_just_above_rounding_are_kept() -> None:
+    b, _ = torch.linalg.qr(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)))
+    a, _ = torch.linalg.qr(torch.randn(50, 3, generator=torch.Generator().manual_seed(1)))
+    sizes = torch.tensor([1.0, 1e-3, 1e-5])
+    found = decompose(b * sizes, a.T)
+    assert len(found.values) == 3
+    assert found.values[2] == pytest.approx(1e-5, rel=0.05)
+
+
+@pytest.mark.parametrize(("scale_b", "scale_a"), [(1e-18, 1e-18), (1e18, 1e15), (1e-30, 1e30), (1e15, 1e-25)])
+def test_scales_near_the_ends_of_float32(scale_b: float, scale_a: float) -> None:
+    b, a = factors(5, 20, 30, 6)
+    b, a = b * scale_b, a * scale_a
+    found = decompose(b, a)
+    assert torch.isfinite(found.b).all()
+    assert torch.isfinite(found.a).all()
+    dense = b.double() @ a.double()
+    assert float((product(found) - dense).norm()) <= 1e-5 * float(dense.norm())
+    assert found.energy == pytest.approx(float(dense.norm()) ** 2, rel=1e-4)
+
+
+def test_factors_of_very_unequal_scale_come_out_balanced() -> None:
+    b, a = factors(6, 20, 30, 6)
+    found = decompose(b * 1e6, a * 1e-6)
+    assert torch.allclose(found.b.norm(dim=0), found.a.norm(dim=1), rtol=1e-4)
+
+
+def test_the_form_is_canonical() -> None:
+    b, a = factors(7, 25, 35, 5)
+    mixing = torch.randn(5, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    other = decompose((b.double() @ mixing).float(), torch.linalg.solve(mixing, a.double()).float())
+    found = decompose(b, a)
+    assert torch.allclose(found.b, other.b, atol=1e-4)
+    assert torch.allclose(found.a, other.a, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 400])
+def test_a_stack_wider_than_the_matrix_is_no_trouble(rank: int) -> None:
+    b, a = factors(8, 6, 5, 30)
+    check(decompose(b, a).cut(rank), b.double() @ a.double(), rank)
+
+
+def test_one_row_or_one_column() -> None:
+    for out, width in ((1, 9), (9, 1), (1, 1)):
+        b, a = factors(3, out, width, 2)
+        check(decompose(b, a), b.double() @ a.double(), 2)

@@ -1,0 +1,152 @@
+"""The loss we take is trl's own, packed rows don't see each other, and 4-bit weights stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import SFTTrainer
+
+from adapterhub.base import BaseModel, read_base
+from adapterhub.data.masking import EncodedRows
+from adapterhub.errors import UsageError
+from adapterhub.evaluate.models import load_tokenizer
+from adapterhub.evaluate.scoring import score, summed_nll
+from adapterhub.trainer.data import load_corpus, tokenize
+from adapterhub.trainer.loop import Trainer, make_trainer, packed_sequences, steps_of
+from adapterhub.trainer.model import choose_device, load_for_training, meta_model, scoring_mode
+from adapterhub.trainer.model import count_parameters as count
+from adapterhub.trainer.recipe import Recipe, load_recipe
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def built(write_recipe: Write, base: Path, tmp_path: Path) -> Callable[..., Any]:
+    """built(**changes) -> (recipe, rows, model, trainer)"""
+
+    def build(**changes: Any) -> tuple[Recipe, EncodedRows, Any, Trainer]:
+        recipe = load_recipe(write_recipe(**changes))
+        found = read_base(base)
+        tokenizer = load_tokenizer(base)
+        rows = tokenize(recipe, load_corpus(recipe), tokenizer, base).train
+        device = choose_device()
+        model = load_for_training(recipe, found, device)
+        trainer = make_trainer(model, tokenizer, rows.rows, recipe, device, tmp_path / "scratch")
+        return recipe, rows, model, trainer
+
+    return build
+
+
+def shaken(model: Any) -> Any:
+    """The model with a B that is not zero, so that the adapter has a part in the loss."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_loss_and_gradient_are_those_of_trl(built: Callable[..., Any], packing: bool) -> None:
+    _, _, model, trainer = built(packing=packing, batch_size=2)
+    shaken(model)
+    batch = next(iter(trainer.get_train_dataloader()))
+    results = []
+    for take in (trainer.compute_loss, partial(SFTTrainer.compute_loss, trainer)):
+        model.zero_grad()
+        loss = take(model, dict(batch), num_items_in_batch=torch.tensor(100))
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((float(loss.detach()), gradient.clone()))
+    (ours, our_gradient), (theirs, their_gradient) = results
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_packed_rows_do_not_see_each_other(built: Callable[..., Any]) -> None:
+    _, rows, model, trainer = built(packing=True)
+    shaken(model).eval()
+    total, tokens = 0.0, 0
+    for batch in trainer.get_train_dataloader():
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            nll, marked = summed_nll(model, batch, labels)
+        total += float(nll)
+        tokens += marked
+    alone = score(model, rows.rows, batch_tokens=1)
+    assert tokens == alone.tokens
+    assert total == pytest.approx(alone.nll, rel=1e-5)
+
+
+def test_steps_follow_from_epochs_and_packed_sequences(write_recipe: Write, base: Path) -> None:
+    recipe = load_recipe(write_recipe(steps=None, epochs=2, batch_size=2, gradient_accumulation=2))
+    rows = tokenize(recipe, load_corpus(recipe), load_tokenizer(base), base).train.rows
+    sequences = packed_sequences(recipe, rows)
+    tokens = sum(len(row.input_ids) for row in rows)
+    assert tokens / recipe.max_length <= sequences < len(rows)
+    assert steps_of(recipe, 9) == 6  # 9 sequences, 4 a step: 3 steps an epoch
+    assert steps_of(load_recipe(write_recipe(steps=5)), 9) == 5
+
+
+def test_qlora_trains_through_real_nf4_weights_and_leaves_them_alone(
+    built: Callable[..., Any],
+) -> None:
+    _, rows, model, trainer = built(method="qlora")
+    packed = {n: p for n, p in model.named_parameters() if p.dtype == torch.uint8}
+    assert len(packed) == 2 * 7  # the seven linear layers of both blocks, two weights in a byte
+    states = [p.quant_state for p in packed.values()]
+    assert all(s.quant_type == "nf4" and s.nested for s in states)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+
+    before = {name: p.detach().clone() for name, p in packed.items()}
+    with scoring_mode(model):
+        first = score(model, rows.rows)
+    trainer.train()
+    with scoring_mode(model):
+        last = score(model, rows.rows)
+    assert last.loss < first.loss - 0.5
+    assert all(torch.equal(before[name], p) for name, p in packed.items())
+
+
+def test_scoring_leaves_the_mode_as_it_was_and_drops_nothing_out(built: Callable[..., Any]) -> None:
+    _, rows, model, _ = built(dropout=0.5)
+    shaken(model).train()
+    with scoring_mode(model):
+        assert score(model, rows.rows).nll == score(model, rows.rows).nll
+    assert model.training
+
+
+def test_parameters_of_an_eight_billion_model_are_counted_without_loading_it(
+    write_recipe: Write, tmp_path: Path
+) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(tmp_path / "llama")  # fmt: skip
+    base = BaseModel(tmp_path / "llama", "meta-llama/Llama-3.1-8B", None, {}, {})
+    trainable, total = count(meta_model(load_recipe(write_recipe(rank=16)), base))
+    assert (trainable, total) == (41_943_040, 8_072_204_288)
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (["q_proj", "v_porj"], "names v_porj, which is not in the base"),
+        (["lm_head"], "names lm_head, which can't be trained"),
+    ],
+)
+def test_target_modules_that_would_be_ignored_are_refused(
+    built: Callable[..., Any], targets: list[str], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        built(target_modules=targets)
