@@ -104,11 +104,8 @@ def _base(
             "revision", said(short(base["revision"]) if base["revision"] else "not recorded")
         )
     else:
-        yield Fact(
-            "repo",
-            "not recorded" + (f"; found by its weights: {clean(here)}" if here else ""),
-            "warning",
-        )
+        found = f"; found by its weights: {clean(here)}" if here else ""
+        yield Fact("repo", f"not recorded{found}", "" if here else "warning")
     if base["claimed"] and base["claimed"] != base["repo"]:
         yield Fact("claimed", said(base["claimed"]))
     if base["trained_on"]:

@@ -267,10 +267,11 @@ def _bar(console: Any, description: str, total: float | None) -> Iterator[_Bar]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
+    counted = (MofNCompleteColumn(),) if total is not None else ()
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        *counted,
         TimeElapsedColumn(),
         TextColumn("{task.fields[status]}", markup=False),
     )

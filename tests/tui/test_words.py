@@ -66,6 +66,23 @@ def test_an_attestation_of_an_unknown_version_is_told_field_by_field() -> None:
     assert facts["  deep"] == "x 1"
 
 
+@pytest.mark.parametrize("event", [["trained"], {"merged": 1}, 7, None, "eval"])
+def test_an_event_of_any_shape_is_no_error(event: object) -> None:
+    assert told("provenance", {"event": event, "steps": 3})["steps"] == "3"
+
+
+def test_a_template_is_one_whatever_event_brought_it() -> None:
+    assert told("template", {"event": "trained", "digest": OTHER})["title"].startswith(
+        "Chat template"
+    )
+
+
+def test_an_answer_keeps_its_lines_and_nothing_else_of_control() -> None:
+    answer = told("eval", {"said": {"answer": "one\ntwo\x1b[2J", "prompt": "?"}})["answer"]
+    lines = [str(line).strip() for line in lay_out((Section("", (Fact("a", answer),)),), 40)]
+    assert lines == ["a            one", "two\\x1b[2J"]
+
+
 def test_long_lists_end_with_how_many_there_are_more() -> None:
     facts = told("note", {"runs": [{"n": n} for n in range(100)]})
     assert facts["…"] == f"and {100 - MOST_LINES} more: adapterhub show"
