@@ -1,6 +1,6 @@
 """Draws the terminal UI on a store and writes the picture for README: the same store gives the same bytes.
 
-    python scripts/screenshot.py --home demo-work/store
+    python scripts/screenshot.py --home demo-work/home --select demo/ties
 
 There is no terminal in it: Textual's pilot runs the real application, waits until the store is read, and exports SVG.
 """
@@ -10,6 +10,8 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+
+from textual.pilot import Pilot
 
 from adapterhub.store import Store
 from adapterhub.tui.app import AdapterHubApp
@@ -30,31 +32,39 @@ def main() -> None:
         help="the file to write (default: docs/images/library.svg)",
     )
     parser.add_argument("--size", default="132x36", help="columns x lines")
-    parser.add_argument("--filter", default="", metavar="WORDS", help="type this into the filter")
+    parser.add_argument("--select", default="", metavar="NAME", help="the adapter to look at")
     options = parser.parse_args()
     columns, lines = map(int, options.size.split("x"))
     store = Store.open(options.home)
-    if not store.refs.all():
+    names = sorted(map(str, store.refs.names()))
+    if not names:
         sys.exit(f"screenshot: the store at {store.home} is empty; make one with: make demo")
-    picture = asyncio.run(draw(store, (columns, lines), options.filter))
+    if options.select and options.select not in names:
+        sys.exit(f"screenshot: there is no {options.select}; there are {', '.join(names)}")
+    down = names.index(options.select) if options.select else 0
+    picture = asyncio.run(draw(store, (columns, lines), down))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(picture, encoding="utf-8")
     print(options.output)
 
 
-async def draw(store: Store, size: tuple[int, int], words: str = "") -> str:
-    """The SVG of the application on `store` in a terminal of `size` (columns, lines)."""
+async def draw(store: Store, size: tuple[int, int], down: int) -> str:
+    """The SVG of the application on `store` in a terminal of `size` (columns, lines), the cursor `down` rows down."""
     os.environ.pop("NO_COLOR", None)
     app = AdapterHubApp(store)
     app.theme = "textual-dark"  # whatever TEXTUAL_THEME says
     async with app.run_test(size=size) as pilot:
-        if words:
-            await pilot.press("slash", *words, "enter")
-        for _ in range(2):  # the list's answer asks for the details
-            await pilot.pause()
-            await app.workers.wait_for_complete()
-        await pilot.pause()
+        await _settle(pilot)
+        await pilot.press(*["down"] * down)
+        await _settle(pilot)
         return app.export_screenshot(title="adapterhub")
+
+
+async def _settle(pilot: Pilot[None]) -> None:
+    for _ in range(2):  # the list's answer asks for the details
+        await pilot.pause()
+        await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
 
 
 if __name__ == "__main__":

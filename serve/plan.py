@@ -13,9 +13,10 @@ from typing import Any
 
 from adapterhub.base import BaseModel, Comparison
 from adapterhub.errors import IncompatibleError, NotFoundError
+from adapterhub.merge.recipe import SERVABLE_RANKS
 from adapterhub.names import DigestPointer, parse_pointer
 from adapterhub.same_base import shared_base
-from adapterhub.serve.preflight import RANKS, Problem, check, refuse
+from adapterhub.serve.preflight import Problem, check, refuse
 from adapterhub.store import Resolved, Store
 from adapterhub.words import short
 
@@ -69,7 +70,9 @@ class Plan:
     def max_lora_rank(self) -> int:
         """The smallest rank vLLM can be set up for that holds every adapter; memory grows with it."""
         return next(
-            rank for rank in RANKS if rank >= max(adapter.rank for adapter in self.adapters)
+            rank
+            for rank in SERVABLE_RANKS
+            if rank >= max(adapter.rank for adapter in self.adapters)
         )
 
     @property

@@ -14,11 +14,9 @@ from typing import Literal
 from adapterhub.base import BaseModel, Verdict
 from adapterhub.errors import AdapterHubError, FormatError, IncompatibleError, UnsupportedError
 from adapterhub.formats.peft import AdapterFacts, scan_values
+from adapterhub.merge.recipe import SERVABLE_RANKS
 from adapterhub.store import Resolved, Store
 from adapterhub.words import some
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as --max-lora-rank (vllm.config.lora.MaxLoRARanks in 0.32)."""
 
 HEADS = frozenset({"classifier", "score"})
 """The only modules vLLM takes whole from an adapter (`modules_to_save`)."""
@@ -52,8 +50,8 @@ def check(store: Store, adapter: Resolved, label: str, base: BaseModel) -> Check
     verdict = store.fit(adapter, base)
     rank = served_rank(facts)
     unsupported = unsupported_by_vllm(facts)
-    if rank > RANKS[-1]:
-        unsupported.append(f"it has rank {rank}; vLLM serves {RANKS[-1]} at most")
+    if rank > SERVABLE_RANKS[-1]:
+        unsupported.append(f"it has rank {rank}; vLLM serves {SERVABLE_RANKS[-1]} at most")
     effect: list[str] = []
     try:
         with store.tensors(adapter, verify=True) as weights:

@@ -1,9 +1,9 @@
 """Fixtures every test may use: a store of its own, adapters made to measure, tiny base models.
 
-    make_adapter(name, rank=, alpha=, dtype=, modules=, ...)   a PEFT folder below tmp_path (tests.support.adapters)
-    tiny.llama(tied=, dtype=, sharded=, seed=), tiny.gpt2()    base models, made once a session (tests.support.models)
-    make_peft_adapter(base, name, **LoraConfig fields)         an adapter made and saved by PEFT itself
-    store                                                      an empty Store at tmp_path/home (= $ADAPTERHUB_HOME)
+make_adapter(name, rank=, alpha=, dtype=, modules=, ...)   a PEFT folder below tmp_path (tests.support.adapters)
+tiny.llama(tied=, dtype=, sharded=, seed=), tiny.gpt2()    base models, made once a session (tests.support.models)
+make_peft_adapter(base, name, **LoraConfig fields)         an adapter made and saved by PEFT itself
+store                                                      an empty Store at tmp_path/home (= $ADAPTERHUB_HOME)
 """
 
 from __future__ import annotations

@@ -44,8 +44,12 @@ def diff(store: Store, one: Path, two: Path) -> Difference:
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_norms_and_angles_are_those_of_the_dense_deltas(store: Store, make_adapter: AdapterMaker, kind: str) -> None:
-    folders = [make_adapter(f"a{seed}", seed=seed, **settings) for seed, settings in enumerate(PAIRS[kind])]
+def test_norms_and_angles_are_those_of_the_dense_deltas(
+    store: Store, make_adapter: AdapterMaker, kind: str
+) -> None:
+    folders = [
+        make_adapter(f"a{seed}", seed=seed, **settings) for seed, settings in enumerate(PAIRS[kind])
+    ]
     one, two = (read_deltas(folder) for folder in folders)
     found = diff(store, folders[0], folders[1])
 
@@ -53,7 +57,9 @@ def test_norms_and_angles_are_those_of_the_dense_deltas(store: Store, make_adapt
     for module in found.modules:
         mine, theirs = one.get(module.module), two.get(module.module)
         assert module.norm_a == pytest.approx(0 if mine is None else np.linalg.norm(mine), rel=1e-6)
-        assert module.norm_b == pytest.approx(0 if theirs is None else np.linalg.norm(theirs), rel=1e-6)
+        assert module.norm_b == pytest.approx(
+            0 if theirs is None else np.linalg.norm(theirs), rel=1e-6
+        )
         if mine is None or theirs is None:
             assert module.inner == 0
             assert module.cosine is None
@@ -71,7 +77,9 @@ def test_an_adapter_points_where_it_points_itself_and_its_negation_the_other_way
     store: Store, make_adapter: AdapterMaker
 ) -> None:
     folder = make_adapter("one")
-    negative = make_adapter("two", factors={m: (-b, a) for m, (b, a, _) in read_factors(folder).items()})
+    negative = make_adapter(
+        "two", factors={m: (-b, a) for m, (b, a, _) in read_factors(folder).items()}
+    )
     assert diff(store, folder, folder).cosine == pytest.approx(1, abs=1e-9)
     assert diff(store, folder, negative).cosine == pytest.approx(-1, abs=1e-6)
 
@@ -87,13 +95,20 @@ def test_a_change_of_gauge_changes_nothing(store: Store, make_adapter: AdapterMa
 
 
 def test_diff_is_symmetric(store: Store, make_adapter: AdapterMaker) -> None:
-    one, two = make_adapter("one", rank=6), make_adapter("two", seed=1, modules=llama_modules("v_proj", "o_proj"))
+    one, two = (
+        make_adapter("one", rank=6),
+        make_adapter("two", seed=1, modules=llama_modules("v_proj", "o_proj")),
+    )
     there, back = diff(store, one, two), diff(store, two, one)
     assert there.cosine == pytest.approx(back.cosine)
-    assert [(m.norm_a, m.norm_b) for m in there.modules] == [(m.norm_b, m.norm_a) for m in back.modules]
+    assert [(m.norm_a, m.norm_b) for m in there.modules] == [
+        (m.norm_b, m.norm_a) for m in back.modules
+    ]
 
 
-def test_an_adapter_that_changes_nothing_has_no_direction(store: Store, make_adapter: AdapterMaker) -> None:
+def test_an_adapter_that_changes_nothing_has_no_direction(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
     found = diff(store, make_adapter("one"), make_adapter("two", scale=0.0))
     assert found.cosine is None
     assert "changes nothing" in found.verdict
@@ -102,37 +117,59 @@ def test_an_adapter_that_changes_nothing_has_no_direction(store: Store, make_ada
 
 @pytest.mark.parametrize(
     ("strength", "expected"),
-    [({"q_proj": 1, "v_proj": 1}, "share directions"), ({"q_proj": -1, "v_proj": 1}, "pull against each other in 2 of 4")],
+    [
+        ({"q_proj": 1, "v_proj": 1}, "share directions"),
+        ({"q_proj": -1, "v_proj": 1}, "pull against each other in 2 of 4"),
+    ],
 )
 def test_the_verdict_names_what_the_numbers_say(
     store: Store, make_adapter: AdapterMaker, strength: dict[str, int], expected: str
 ) -> None:
     one = make_adapter("one")
-    factors = {m: (strength[m.rpartition(".")[2]] * b, a) for m, (b, a, _) in read_factors(one).items()}
+    factors = {
+        m: (strength[m.rpartition(".")[2]] * b, a) for m, (b, a, _) in read_factors(one).items()
+    }
     assert expected in diff(store, one, make_adapter("two", factors=factors)).verdict
 
 
-def test_the_verdict_on_strangers_and_on_disjoint_adapters(store: Store, make_adapter: AdapterMaker) -> None:
+def test_the_verdict_on_strangers_and_on_disjoint_adapters(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
     wide = {"model.layers.0.mlp.up_proj": (400, 300)}
-    assert "orthogonal" in diff(store, make_adapter("a", modules=wide), make_adapter("b", modules=wide, seed=1)).verdict
+    assert (
+        "orthogonal"
+        in diff(
+            store, make_adapter("a", modules=wide), make_adapter("b", modules=wide, seed=1)
+        ).verdict
+    )
     disjoint = diff(store, make_adapter("c"), make_adapter("d", modules=llama_modules("o_proj")))
     assert "different modules" in disjoint.verdict
     assert disjoint.cosine == 0
 
 
-def test_settings_that_differ_are_named_and_equal_ones_are_not(store: Store, make_adapter: AdapterMaker) -> None:
-    found = diff(store, make_adapter("one", rank=4), make_adapter("two", rank=8, seed=1, use_rslora=True))
-    assert dict((name, (mine, theirs)) for name, mine, theirs in found.settings) == {
+def test_settings_that_differ_are_named_and_equal_ones_are_not(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
+    found = diff(
+        store, make_adapter("one", rank=4), make_adapter("two", rank=8, seed=1, use_rslora=True)
+    )
+    assert {name: (mine, theirs) for name, mine, theirs in found.settings} == {
         "rank": (4, 8),
         "use_rslora": (False, True),
     }
 
 
-def test_what_a_difference_would_leave_out_is_refused(store: Store, make_adapter: AdapterMaker) -> None:
+def test_what_a_difference_would_leave_out_is_refused(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
     with pytest.raises(UnsupportedError, match="DoRA"):
         diff(store, make_adapter("one"), make_adapter("two", use_dora=True))
     with pytest.raises(IncompatibleError, match="shape"):
-        diff(store, make_adapter("three"), make_adapter("four", modules={"model.layers.0.self_attn.q_proj": (8, 8)}))
+        diff(
+            store,
+            make_adapter("three"),
+            make_adapter("four", modules={"model.layers.0.self_attn.q_proj": (8, 8)}),
+        )
 
 
 def test_norms_are_finite(store: Store, make_adapter: AdapterMaker) -> None:

@@ -61,7 +61,9 @@ class Exporter:
         **parameters: Any,
     ) -> Exported:
         parents = [self.add(one) if isinstance(one, Path) else one for one in adapters]
-        recipe = make_recipe(method, [parent.digest for parent in parents], weights=weights, parameters=parameters)
+        recipe = make_recipe(
+            method, [parent.digest for parent in parents], weights=weights, parameters=parameters
+        )
         return export(
             self.store,
             parents,

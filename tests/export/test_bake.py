@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tests.export.conftest import Exporter
     from tests.support.adapters import AdapterMaker
     from tests.support.models import ModelMaker
+
+SAY = logging.getLogger(__name__)  # seen with --log-cli-level=INFO
 
 
 def check_changed(out: Path, base: Path, deltas: Deltas, *, conv1d: bool = False) -> None:
@@ -42,7 +45,7 @@ def check_changed(out: Path, base: Path, deltas: Deltas, *, conv1d: bool = False
             middle = (after[name].double() + rounded.double()) / 2
             terms = weight.double().abs() + (exact - weight.double()).abs()
             assert ((middle - exact)[wrong].abs() <= 1e-6 * terms[wrong]).all()
-            print(f"{int(wrong.sum())} of {wrong.numel()} elements of {name} lie on the middle")
+            SAY.info("%d of %d elements of %s lie on the middle", wrong.sum(), wrong.numel(), name)
             assert int(wrong.sum()) <= 8
 
 
@@ -79,7 +82,9 @@ def test_narrow_weights_are_float32_sums_rounded_once_to_the_bit(
     out = exporter([adapter], base).folder
     before, after, deltas = tensors(base), tensors(out), read_deltas(adapter)
     for module, delta in deltas.items():
-        expected = (before[f"{module}.weight"].float() + torch.from_numpy(delta).float()).to(TORCH_DTYPES[dtype])
+        expected = (before[f"{module}.weight"].float() + torch.from_numpy(delta).float()).to(
+            TORCH_DTYPES[dtype]
+        )
         assert torch.equal(after[f"{module}.weight"], expected), module
 
 
@@ -89,7 +94,13 @@ def test_export_equals_pefts_own_merge_and_the_attached_adapter(
 ) -> None:
     base = tiny.llama(sharded=sharded)
     adapter = make_peft_adapter(
-        base, r=4, lora_alpha=16, targets="all-linear", rank_pattern={"up_proj": 9}, strength=0.2, use_rslora=True
+        base,
+        r=4,
+        lora_alpha=16,
+        targets="all-linear",
+        rank_pattern={"up_proj": 9},
+        strength=0.2,
+        use_rslora=True,
     )
     out = exporter([adapter], base).folder
     by_peft = attach(load(base), adapter).merge_and_unload()
@@ -123,9 +134,10 @@ def test_several_adapters_with_ties_go_in_untruncated(
         make_adapter("c", modules=llama_modules("q_proj"), rank=2, seed=2, scale=0.2),
     ]
     parents = [read_deltas(adapter) for adapter in adapters]
-    expected = ties(parents, [1, 1.5, -1], density=0.25, factor=0.8, scope=scope)
+    expected = ties(parents, [1, 1.5, -1], density=0.25, factor=0.8, scope=scope, tolerance=1e-6)
     assert expected.count == 0, "choose other seeds: an element lies at a threshold"
-    done = exporter(adapters, base, "ties", weights=[1, 1.5, -1], density=0.25, trim_scope=scope, **{"lambda": 0.8})
+    parameters: dict[str, Any] = {"density": 0.25, "lambda": 0.8, "trim_scope": scope}
+    done = exporter(adapters, base, "ties", weights=[1, 1.5, -1], **parameters)
     check_changed(done.folder, base, expected.merged)
 
 
@@ -134,29 +146,43 @@ def test_several_adapters_with_linear_are_the_weighted_sum(
 ) -> None:
     adapters = [make_adapter(f"a{seed}", seed=seed, rank=3 + seed) for seed in range(3)]
     done = exporter(adapters, tiny_llama, weights=[1, -0.5, 2])
-    check_changed(done.folder, tiny_llama, weighted_sum([read_deltas(a) for a in adapters], [1, -0.5, 2]))
+    check_changed(
+        done.folder, tiny_llama, weighted_sum([read_deltas(a) for a in adapters], [1, -0.5, 2])
+    )
 
 
 def test_conv1d_weights_take_the_transposed_delta(
     exporter: Exporter, tiny: ModelMaker, make_peft_adapter: Callable[..., Path]
 ) -> None:
     base = tiny.gpt2()
-    adapter = make_peft_adapter(base, r=4, targets=("c_attn", "c_proj"), strength=0.2, fan_in_fan_out=True)
+    adapter = make_peft_adapter(
+        base, r=4, targets=("c_attn", "c_proj"), strength=0.2, fan_in_fan_out=True
+    )
     out = exporter([adapter], base).folder
     check_changed(out, base, read_deltas(adapter), conv1d=True)
     assert apart(logits(load(out)), logits(attach(load(base), adapter))) <= 1e-5
 
 
+# PEFT says what it saves beside the factors, what it makes of fan_in_fan_out, and that ties may be in the way.
+@pytest.mark.filterwarnings(
+    "ignore:Setting `save_embedding_layers`",
+    "ignore:fan_in_fan_out is set",
+    "ignore:Model has `tie_word_embeddings",
+)
 @pytest.mark.parametrize("targets", [("c_proj", "lm_head"), ("c_attn", "lm_head")])
 def test_conv1d_and_linear_in_one_adapter(
-    exporter: Exporter, tiny: ModelMaker, make_peft_adapter: Callable[..., Path], targets: tuple[str, ...]
+    exporter: Exporter,
+    tiny: ModelMaker,
+    make_peft_adapter: Callable[..., Path],
+    targets: tuple[str, ...],
 ) -> None:
     # PEFT settles fan_in_fan_out layer by layer, and saves the value of whichever layer came last: here false, for lm_head.
     from safetensors.torch import load_file, save_file
 
     base = tiny.gpt2()
-    with pytest.warns(UserWarning):
-        adapter = make_peft_adapter(base, r=4, targets=targets, strength=0.2, exclude_modules=["mlp.c_proj"])
+    adapter = make_peft_adapter(
+        base, r=4, targets=targets, strength=0.2, exclude_modules=["mlp.c_proj"]
+    )
     assert not json.loads((adapter / "adapter_config.json").read_text())["fan_in_fan_out"]
     path = adapter / "adapter_model.safetensors"
     save_file({name: tensor for name, tensor in load_file(path).items() if "lora_" in name}, path)
@@ -175,14 +201,19 @@ def test_two_spellings_of_one_module_both_go_in(
     check_changed(done.folder, tiny_llama, {long: read_deltas(one)[long] + read_deltas(two)[short]})
 
 
-def test_a_weight_of_zero_gives_the_base(exporter: Exporter, tiny_llama: Path, make_adapter: AdapterMaker) -> None:
+def test_a_weight_of_zero_gives_the_base(
+    exporter: Exporter, tiny_llama: Path, make_adapter: AdapterMaker
+) -> None:
     out = exporter([make_adapter()], tiny_llama, weights=[0]).folder
     before, after = tensors(tiny_llama), tensors(out)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_small_tiles_change_nothing(
-    exporter: Exporter, tiny: ModelMaker, make_adapter: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+    exporter: Exporter,
+    tiny: ModelMaker,
+    make_adapter: AdapterMaker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     adapter, base = make_adapter(modules=llama_modules()), tiny.llama(dtype="bfloat16")
     whole = tensors(exporter([adapter], base).folder)
@@ -199,12 +230,24 @@ def test_what_lies_beside_the_weights_comes_along(
     base = tmp_path / "base"
     shutil.copytree(tiny.llama(sharded=True), base)
     (base / "README.md").write_text("about")
-    for stale in ("pytorch_model.bin", "model.gguf", "consolidated.pth", "pytorch_model.bin.index.json"):
+    for stale in (
+        "pytorch_model.bin",
+        "model.gguf",
+        "consolidated.pth",
+        "pytorch_model.bin.index.json",
+    ):
         (base / stale).write_bytes(b"unmerged")
     adapter = exporter.add(make_adapter())
     out = exporter([adapter], base).folder
 
-    same = {"README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    same = {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
     assert all((out / name).read_bytes() == (base / name).read_bytes() for name in same)
     index = "model.safetensors.index.json"
     assert json.loads((out / index).read_text()) == json.loads((base / index).read_text())
@@ -215,7 +258,10 @@ def test_what_lies_beside_the_weights_comes_along(
     assert record["recipe"]["method"] == "linear"
     from transformers import AutoTokenizer
 
-    assert AutoTokenizer.from_pretrained(out)("ab").input_ids == AutoTokenizer.from_pretrained(base)("ab").input_ids
+    assert (
+        AutoTokenizer.from_pretrained(out)("ab").input_ids
+        == AutoTokenizer.from_pretrained(base)("ab").input_ids
+    )
 
 
 def test_progress_ends_at_the_size_of_the_model(
@@ -235,7 +281,9 @@ def test_progress_ends_at_the_size_of_the_model(
     for method in ("linear", "ties"):
         bars.clear()
         done = exporter([make_adapter(method)], tiny_llama, method, progress=watched)
-        assert all(bar.done == pytest.approx(total) for total, bar in bars), [(bar.done, total) for total, bar in bars]
+        assert all(bar.done == pytest.approx(total) for total, bar in bars), [
+            (bar.done, total) for total, bar in bars
+        ]
         assert bars[-1][0] == pytest.approx(done.size / 1e6)
 
 
@@ -246,5 +294,7 @@ def test_a_strong_delta_is_not_lost_in_the_sum(
     base = tiny.llama(dtype="bfloat16")
     before, after = tensors(base), tensors(exporter([adapter], base).folder)
     deltas = read_deltas(adapter)
-    moved = {m: (after[f"{m}.weight"].double() - before[f"{m}.weight"].double()).numpy() for m in deltas}
+    moved = {
+        m: (after[f"{m}.weight"].double() - before[f"{m}.weight"].double()).numpy() for m in deltas
+    }
     assert norm({m: moved[m] - deltas[m] for m in deltas}) <= 2**-8 * norm(deltas)

@@ -48,7 +48,10 @@ def test_a_tied_model_is_untied_where_one_side_changes(
     assert config(done.folder) == {**config(base), "tie_word_embeddings": False}
     assert after.keys() == before.keys() | {H_NAME}
     shared = before[E_NAME].double()
-    for name, module, delta in ((H_NAME, "lm_head", deltas.get("lm_head")), (E_NAME, "", deltas.get("model.embed_tokens"))):
+    for name, module, delta in (
+        (H_NAME, "lm_head", deltas.get("lm_head")),
+        (E_NAME, "", deltas.get("model.embed_tokens")),
+    ):
         change = torch.zeros(VOCABULARY, 64, dtype=torch.float64)
         if delta is not None:
             change = torch.from_numpy(delta if module else delta.T.copy())
@@ -56,7 +59,9 @@ def test_a_tied_model_is_untied_where_one_side_changes(
     if sharded:
         index = json.loads((done.folder / "model.safetensors.index.json").read_text())
         assert set(index["weight_map"]) == set(after)
-        assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in after.values())
+        assert index["metadata"]["total_size"] == sum(
+            t.numel() * t.element_size() for t in after.values()
+        )
     model = load(done.folder)
     assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
     assert apart(logits(model), logits(attach(load(base), adapter))) <= 1e-5
@@ -114,16 +119,16 @@ def test_a_tied_gpt2(exporter: Exporter, tiny: ModelMaker, make_adapter: Adapter
     assert apart(logits(load(done.folder)), logits(attach(load(base), adapter))) <= 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")  # the base's whole embedding
 def test_an_adapter_that_peft_kept_tied(
     exporter: Exporter, tiny: ModelMaker, make_peft_adapter: Callable[..., Path]
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     base = tiny.llama(tied=True)
-    with pytest.warns(UserWarning):
-        adapter = make_peft_adapter(
-            base, r=4, targets=("embed_tokens", "q_proj"), ensure_weight_tying=True, strength=0.2
-        )
+    adapter = make_peft_adapter(
+        base, r=4, targets=("embed_tokens", "q_proj"), ensure_weight_tying=True, strength=0.2
+    )
     path = adapter / "adapter_model.safetensors"
     save_file({name: tensor for name, tensor in load_file(path).items() if "lora_" in name}, path)
     attached = logits(attach(load(base), adapter))

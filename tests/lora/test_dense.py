@@ -23,7 +23,8 @@ class Matrix:
         return self.values.shape[0], self.values.shape[1]
 
     def rows(self, first: int, last: int) -> torch.Tensor:
-        return self.values[first:last]
+        found: torch.Tensor = self.values[first:last]
+        return found
 
 
 def random(out: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -35,7 +36,9 @@ def decaying(out: int, width: int, rate: float) -> torch.Tensor:
     side = min(out, width)
     left, _ = torch.linalg.qr(random(out, side, 1).double())
     right, _ = torch.linalg.qr(random(width, side, 2).double())
-    return ((left * rate ** torch.arange(side, dtype=torch.float64)) @ right.T).float()
+    values = torch.tensor(rate, dtype=torch.float64).pow(torch.arange(side))
+    product: torch.Tensor = (left * values) @ right.T
+    return product.float()
 
 
 def sparse(out: int, width: int) -> torch.Tensor:
@@ -78,12 +81,16 @@ def test_randomised_is_nearly_the_best_and_says_truly_how_good(
     best = float(values[rank:].norm())
     # Honest: what is reported as kept is what the factors hold, and the energy is the matrix's.
     assert found.energy == pytest.approx(size**2, rel=1e-6)
-    assert lost(found, matrix) ** 2 == pytest.approx(max(0.0, found.energy - found.kept), abs=2e-6 * size**2)
+    assert lost(found, matrix) ** 2 == pytest.approx(
+        max(0.0, found.energy - found.kept), abs=2e-6 * size**2
+    )
     # Good: within one part in a hundred of the best possible energy, even where singular values hardly fall.
     assert lost(found, matrix) >= best - 1e-6 * size
     assert found.kept >= 0.99 * float((values[:rank] ** 2).sum())
     tolerance = 1e-5 if kind == "falling" else 0.02
-    assert torch.allclose(found.values, values[: len(found.values)], rtol=0, atol=tolerance * float(values[0]))
+    assert torch.allclose(
+        found.values, values[: len(found.values)], rtol=0, atol=tolerance * float(values[0])
+    )
 
 
 def test_randomised_is_exact_for_a_delta_of_low_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +104,9 @@ def test_randomised_is_exact_for_a_delta_of_low_rank(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("side", [16, 1024])
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60)])
-def test_nothing_is_approximated_by_nothing(side: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_approximated_by_nothing(
+    side: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dense, "EXACT_SIDE", side)
     found = best_rank(Matrix(torch.zeros(*shape)), 7)
     assert found.energy == found.kept == 0
@@ -107,7 +116,9 @@ def test_nothing_is_approximated_by_nothing(side: int, shape: tuple[int, int], m
 
 @pytest.mark.parametrize("scale", [1e-20, 1e15])
 @pytest.mark.parametrize("side", [16, 1024])
-def test_scale_makes_no_difference(scale: float, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scale_makes_no_difference(
+    scale: float, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dense, "EXACT_SIDE", side)
     matrix = sparse(80, 60)
     plain, scaled = best_rank(Matrix(matrix), 9), best_rank(Matrix(matrix * scale), 9)
@@ -132,7 +143,9 @@ def test_blocks_cover_every_row_once(tile: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(dense, "TILE_VALUES", tile)
     matrix = random(23, 10)
     found = list(blocks(Matrix(matrix)))
-    assert [first for first, _ in found] == [sum(len(block) for _, block in found[:i]) for i in range(len(found))]
+    assert [first for first, _ in found] == [
+        sum(len(block) for _, block in found[:i]) for i in range(len(found))
+    ]
     assert torch.equal(whole(Matrix(matrix)), matrix)
     spectrum = best_rank(Matrix(matrix), 4)
     assert torch.allclose(spectrum.values, torch.linalg.svdvals(matrix.double())[:4], rtol=1e-6)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adapterhub.lora.lowrank import Spectrum, decompose, stack
 
 LAW = settings(max_examples=60, deadline=None)
 
 
-def factors(seed: int, out: int, width: int, rank: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(
+    seed: int, out: int, width: int, rank: int, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(out, rank, generator=generator) * scale, torch.randn(rank, width, generator=generator)
+    return torch.randn(out, rank, generator=generator) * scale, torch.randn(
+        rank, width, generator=generator
+    )
 
 
 def product(spectrum: Spectrum) -> torch.Tensor:
@@ -88,7 +93,9 @@ def test_directions_just_above_rounding_are_kept() -> None:
     assert found.values[2] == pytest.approx(1e-5, rel=0.05)
 
 
-@pytest.mark.parametrize(("scale_b", "scale_a"), [(1e-18, 1e-18), (1e18, 1e15), (1e-30, 1e30), (1e15, 1e-25)])
+@pytest.mark.parametrize(
+    ("scale_b", "scale_a"), [(1e-18, 1e-18), (1e18, 1e15), (1e-30, 1e30), (1e15, 1e-25)]
+)
 def test_scales_near_the_ends_of_float32(scale_b: float, scale_a: float) -> None:
     b, a = factors(5, 20, 30, 6)
     b, a = b * scale_b, a * scale_a

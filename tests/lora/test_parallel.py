@@ -19,16 +19,24 @@ def test_results_are_in_the_order_of_the_items(workers: int | None) -> None:
         time.sleep(0.002 * (7 - item))
         return item * item
 
-    assert for_each(range(7), work, workers=workers, done=lambda: done.append(1)) == [i * i for i in range(7)]
+    assert for_each(range(7), work, workers=workers, done=lambda: done.append(1)) == [
+        i * i for i in range(7)
+    ]
     assert len(done) == 7
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_item_runs_with_one_blas_thread_and_the_callers_number_comes_back(workers: int) -> None:
+def test_every_item_runs_with_one_blas_thread_and_the_callers_number_comes_back(
+    workers: int,
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert set(for_each(range(8), lambda _: torch.get_num_threads(), workers=workers, done=lambda: None)) == {1}
+        assert set(
+            for_each(
+                range(8), lambda _: torch.get_num_threads(), workers=workers, done=lambda: None
+            )
+        ) == {1}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -34,6 +34,16 @@ def silent(_: str, __: float) -> Iterator[Counter]:
     yield Counter()
 
 
+def state(store: Store) -> dict[str, bytes]:
+    """Every file of the store but locks and runs, which record the attempt."""
+    found = {}
+    for path in sorted(store.home.rglob("*")):
+        relative = path.relative_to(store.home).as_posix()
+        if path.is_file() and not relative.startswith("runs/") and path.name != "lock":
+            found[relative] = path.read_bytes()
+    return found
+
+
 @dataclass(frozen=True)
 class Merged:
     """The result of one merge, as a PEFT folder."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support.adapters import EMBEDDING, HEAD, QV, llama_modules, random_factors
 from tests.support.dense import norm, read_deltas, weighted_sum
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from tests.merge.conftest import Merger
 
 # The store a fixture makes is shared by all examples of a test; each uses fresh names in it.
-LAW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LAW = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 WEIGHT = st.one_of(st.floats(0.001, 8), st.floats(-8, -0.001), st.just(0.0))
 
@@ -34,14 +37,33 @@ KINDS: dict[str, list[dict[str, Any]]] = {
     ],
     "rsLoRA beside LoRA": [{"use_rslora": True, "rank": 16}, {"rank": 8}],
     "patterns": [
-        {"rank_pattern": {"q_proj": 7, "layers.1.self_attn.v_proj": 2}, "alpha_pattern": {"v_proj": 31}},
-        {"alpha_pattern": {"model.layers.0.self_attn.q_proj": 0.25}, "rank_pattern": {"v_proj": 9}, "use_rslora": True},
+        {
+            "rank_pattern": {"q_proj": 7, "layers.1.self_attn.v_proj": 2},
+            "alpha_pattern": {"v_proj": 31},
+        },
+        {
+            "alpha_pattern": {"model.layers.0.self_attn.q_proj": 0.25},
+            "rank_pattern": {"v_proj": 9},
+            "use_rslora": True,
+        },
+    ],
+    "patterns that are regular expressions": [
+        {
+            "rank_pattern": {r"layers\.(0|7)\..*_proj": 6},
+            "alpha_pattern": {r"^model\.layers\.1\..+": 5},
+        },
+        {
+            "rank_pattern": {"q_proj": 3, "layers.0.self_attn.q_proj": 9}
+        },  # the first that matches counts
     ],
     "Conv1D": [
         {"modules": {"transformer.h.0.attn.c_attn": (192, 64)}, "fan_in_fan_out": True},
         {"modules": {"transformer.h.0.attn.c_attn": (192, 64)}, "fan_in_fan_out": True, "rank": 3},
     ],
-    "embedding and head": [{"modules": {**QV, **EMBEDDING}}, {"modules": {**EMBEDDING, **HEAD}, "rank": 3}],
+    "embedding and head": [
+        {"modules": {**QV, **EMBEDDING}},
+        {"modules": {**EMBEDDING, **HEAD}, "rank": 3},
+    ],
     "bfloat16": [{"dtype": "bfloat16"}, {"dtype": "bfloat16", "rank": 8}],
     "float16": [{"dtype": "float16"}, {"dtype": "float16", "rank": 8}],
     "float16, bfloat16, float32, float64": [
@@ -57,7 +79,12 @@ def error(found: dict[str, Any], parents: list[dict[str, Any]], weights: list[fl
     """Against the dense sum, relative to what was summed, so that cancellation doesn't count as an error."""
     expected = weighted_sum(parents, weights)
     assert found.keys() == expected.keys()
-    mass = norm(weighted_sum([{m: np.abs(d) for m, d in parent.items()} for parent in parents], [abs(w) for w in weights]))
+    mass = norm(
+        weighted_sum(
+            [{m: np.abs(d) for m, d in parent.items()} for parent in parents],
+            [abs(w) for w in weights],
+        )
+    )
     return norm({module: found[module] - expected[module] for module in expected}) / (mass or 1.0)
 
 
@@ -73,7 +100,9 @@ def test_linear_is_the_dense_weighted_sum(merger: Merger, kind: str, rank: str |
     expected = weighted_sum(parents, weights)
     assert merged.deltas.keys() == expected.keys()
     for module in expected:  # in every module by itself, not only in the sum of all
-        wrong = np.linalg.norm(merged.deltas[module] - expected[module]) / np.linalg.norm(expected[module])
+        wrong = np.linalg.norm(merged.deltas[module] - expected[module]) / np.linalg.norm(
+            expected[module]
+        )
         assert wrong <= 1e-6, module
 
 
@@ -90,7 +119,10 @@ def test_linear_is_exact_for_any_weights_ranks_and_scales(
     targets = [("q_proj",), ("q_proj", "v_proj"), ("v_proj",), ("o_proj", "q_proj")]
     folders = [
         merger.adapter(
-            seed=seed + place, rank=ranks[place], scale=scales[place], modules=llama_modules(*targets[place], layers=[0])
+            seed=seed + place,
+            rank=ranks[place],
+            scale=scales[place],
+            modules=llama_modules(*targets[place], layers=[0]),
         )
         for place in range(len(weights))
     ]
@@ -114,14 +146,18 @@ def test_negation_undoes_an_adapter(merger: Merger, rank: str | int) -> None:
 
 
 @pytest.mark.parametrize("rank", ["full", "auto", 2])
-def test_weights_of_zero_give_an_adapter_that_changes_nothing(merger: Merger, rank: str | int) -> None:
+def test_weights_of_zero_give_an_adapter_that_changes_nothing(
+    merger: Merger, rank: str | int
+) -> None:
     folder = merger.adapter()
     assert norm(merger([folder, merger.adapter(seed=1)], weights=[0, 0], rank=rank).deltas) == 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rank", ["full", 8])
-def test_a_narrow_result_is_off_by_one_rounding_of_each_factor(merger: Merger, dtype: str, rank: str | int) -> None:
+def test_a_narrow_result_is_off_by_one_rounding_of_each_factor(
+    merger: Merger, dtype: str, rank: str | int
+) -> None:
     folders = [merger.adapter(dtype=dtype, seed=seed) for seed in range(2)]
     expected = weighted_sum([read_deltas(folder) for folder in folders], [0.5, 0.5])
     merged = merger(folders, rank=rank, dtype=None)
@@ -151,3 +187,41 @@ def test_defaults_are_the_mean(merger: Merger) -> None:
     folders: list[Path] = [merger.adapter(seed=seed) for seed in range(3)]
     parents = [read_deltas(folder) for folder in folders]
     assert error(merger(folders).deltas, parents, [1 / 3] * 3) <= 1e-6
+
+
+def test_the_length_of_a_files_header_makes_no_difference(merger: Merger) -> None:
+    # safetensors pads headers to a multiple of 8: their length is the first byte of the file, and may be any of these.
+    from safetensors.torch import load_file, save_file
+
+    for padding in range(0, 256, 8):
+        folder = merger.adapter(modules={"q": (4, 4)})
+        path = folder / "adapter_model.safetensors"
+        save_file(load_file(path), path, metadata={"format": "pt", "note": "x" * padding})
+        assert merger([folder], weights=[2.0]).outcome.created or padding
+
+
+@pytest.mark.parametrize(
+    ("parent", "asked"), [("float64", None), ("float32", "bfloat16"), ("float32", "float16")]
+)
+def test_a_result_narrower_than_its_parents_is_said(
+    merger: Merger, parent: str, asked: str | None
+) -> None:
+    merged = merger([merger.adapter(dtype=parent)], dtype=asked)
+    assert len(merged.warnings) == 1
+    assert parent in merged.warnings[0]
+    assert (asked or "float32") in merged.warnings[0]
+
+
+def test_parents_of_different_dtypes_give_float32_and_equal_ones_their_own(merger: Merger) -> None:
+    def dtype(*parents: str) -> str:
+        merged = merger(
+            [merger.adapter(dtype=one, seed=seed) for seed, one in enumerate(parents)], dtype=None
+        )
+        assert merged.warnings == []
+        lora = merged.outcome.manifest.lora
+        assert lora is not None
+        return lora.dtype
+
+    assert dtype("bfloat16", "bfloat16") == "bfloat16"
+    assert dtype("float16", "float16") == "float16"
+    assert dtype("bfloat16", "float16") == dtype("bfloat16", "float32") == "float32"

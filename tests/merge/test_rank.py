@@ -34,9 +34,14 @@ def falling(seed: int, rank: int = 24, modules: Any = QV) -> dict[str, tuple[Any
 def check_report(merged: Merged, expected: Deltas) -> None:
     """Energy and error in the report are those of the file, module by module and together."""
     total = norm(expected) ** 2
-    lost = {module: float(((merged.deltas[module] - delta) ** 2).sum()) for module, delta in expected.items()}
+    lost = {
+        module: float(((merged.deltas[module] - delta) ** 2).sum())
+        for module, delta in expected.items()
+    }
     assert merged.report["energy_kept"] == pytest.approx(1 - sum(lost.values()) / total, abs=2e-6)
-    assert merged.report["error"] == pytest.approx(math.sqrt(sum(lost.values()) / total), abs=1e-5, rel=1e-4)
+    assert merged.report["error"] == pytest.approx(
+        math.sqrt(sum(lost.values()) / total), abs=1e-5, rel=1e-4
+    )
     assert merged.report["modules"].keys() == expected.keys()
     for module, row in merged.report["modules"].items():
         energy = float((expected[module] ** 2).sum())
@@ -57,7 +62,8 @@ def test_a_given_rank_is_the_best_of_that_rank(merger: Merger, method: str, rank
         assert found.count == 0, "choose another seed: an element lies at the threshold"
         expected = found.merged
 
-    merged = merger(folders, method, weights=weights, rank=rank, **({} if method == "linear" else {"density": 0.3}))
+    parameters: dict[str, Any] = {"density": 0.3} if method == "ties" else {}
+    merged = merger(folders, method, weights=weights, rank=rank, **parameters)
 
     wrong = norm({module: merged.deltas[module] - expected[module] for module in expected})
     best = discarded(expected, rank)
@@ -86,13 +92,19 @@ def test_auto_is_servable_and_keeps_99_percent_or_stops_at_its_cap(
 ) -> None:
     modules = llama_modules()
     if spectrum == "falling":
-        folders = [merger.adapter(factors=falling(seed, modules=modules), rank=24) for seed in range(2)]
+        folders = [
+            merger.adapter(factors=falling(seed, modules=modules), rank=24) for seed in range(2)
+        ]
     else:
         folders = [merger.adapter(seed=seed, rank=40, modules=modules) for seed in range(2)]
     parents = [read_deltas(folder) for folder in folders]
     merged = merger(folders, method, weights=[1, 1], rank="auto")
 
-    expected = weighted_sum(parents, [1, 1]) if method == "linear" else ties(parents, [1, 1], density=0.2).merged
+    expected = (
+        weighted_sum(parents, [1, 1])
+        if method == "linear"
+        else ties(parents, [1, 1], density=0.2).merged
+    )
     chosen = merged.report["rank"]
     kept = 1 - (norm({m: merged.deltas[m] - expected[m] for m in expected}) / norm(expected)) ** 2
     assert chosen in SERVABLE_RANKS
@@ -118,4 +130,6 @@ def test_modules_of_smaller_rank_keep_theirs_in_the_pattern(merger: Merger) -> N
     merged = merger(folders, rank=16)
     config = json.loads((merged.folder / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 16
-    assert config["rank_pattern"] == config["alpha_pattern"] == {"model.layers.1.self_attn.v_proj": 2}
+    assert (
+        config["rank_pattern"] == config["alpha_pattern"] == {"model.layers.1.self_attn.v_proj": 2}
+    )

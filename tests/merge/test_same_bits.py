@@ -46,10 +46,22 @@ print(done.digest, done.manifest.content)
 """
 
 
-def elsewhere(store: Path, method: str, rank: str, parameters: str, *, workers: int, threads: int, name: str) -> str:
+def elsewhere(
+    store: Path, method: str, rank: str, parameters: str, *, workers: int, threads: int, name: str
+) -> str:
     """The digests a process of its own gets."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", SCRIPT, str(store), method, rank, parameters, str(workers), name]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(store),
+        method,
+        rank,
+        parameters,
+        str(workers),
+        name,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -60,7 +72,9 @@ def elsewhere(store: Path, method: str, rank: str, parameters: str, *, workers: 
 def test_one_worker_and_two_give_the_same_adapter(
     merger: Merger, method: str, parameters: dict[str, Any], rank: str | int
 ) -> None:
-    parents = [merger.add(merger.adapter(seed=seed, rank=6, modules=llama_modules())) for seed in range(3)]
+    parents = [
+        merger.add(merger.adapter(seed=seed, rank=6, modules=llama_modules())) for seed in range(3)
+    ]
     digests = {
         merger.of(parents, method, rank=rank, workers=workers, **parameters).outcome.digest
         for workers in (1, 2, 5, None)
@@ -69,7 +83,9 @@ def test_one_worker_and_two_give_the_same_adapter(
 
 
 @pytest.mark.parametrize(("method", "parameters"), METHODS)
-def test_another_recipe_gives_another_adapter(merger: Merger, method: str, parameters: dict[str, Any]) -> None:
+def test_another_recipe_gives_another_adapter(
+    merger: Merger, method: str, parameters: dict[str, Any]
+) -> None:
     parents = [merger.add(merger.adapter(seed=seed)) for seed in range(2)]
     contents = [
         merger.of(parents, method, weights=weights, rank=rank, **parameters).content
@@ -92,7 +108,9 @@ def test_processes_threads_and_workers_give_the_same_bytes(
     merger: Merger, method: str, parameters: str, rank: str
 ) -> None:
     if method == "ties" and rank == "full":
-        modules = {name: shape for name, shape in WIDE.items() if "q_proj" in name}  # full rank of a wide one is large
+        modules = {
+            name: shape for name, shape in WIDE.items() if "q_proj" in name
+        }  # full rank of a wide one is large
     else:
         modules = WIDE
     for seed, name in enumerate(("one", "two")):
@@ -100,7 +118,13 @@ def test_processes_threads_and_workers_give_the_same_bytes(
     home = merger.store.home
     found = {
         (workers, threads): elsewhere(
-            home, method, rank, parameters, workers=workers, threads=threads, name=f"by-{workers}-{threads}"
+            home,
+            method,
+            rank,
+            parameters,
+            workers=workers,
+            threads=threads,
+            name=f"by-{workers}-{threads}",
         )
         for workers, threads in ((1, 1), (2, 1), (1, 2), (2, 2))
     }

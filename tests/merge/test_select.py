@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adapterhub.lora import dense
 from adapterhub.merge.deltas import Delta
@@ -23,7 +27,7 @@ def delta(seed: int, out: int, width: int, rank: int = 3, scale: float = 1.0) ->
 def kth_largest(deltas: list[Delta], density: float) -> tuple[float, int]:
     """By numpy.partition on all magnitudes; and how many are kept."""
     values = np.abs(np.concatenate([dense.whole(one).numpy().ravel() for one in deltas]))
-    keep = max(1, int(density * len(values)))
+    keep = max(1, math.floor(Fraction(str(density)) * len(values)))  # of the number as it was typed
     return float(np.partition(values, len(values) - keep)[len(values) - keep]), keep
 
 
@@ -38,7 +42,10 @@ def kth_largest(deltas: list[Delta], density: float) -> tuple[float, int]:
 def test_the_threshold_is_the_kth_largest_to_the_bit(
     seed: int, shapes: list[tuple[int, int]], exponent: int, density: float, per_module: bool
 ) -> None:
-    deltas = {f"m{i}": delta(seed + i, *shape, scale=2.0 ** (exponent * (i + 1) / 2)) for i, shape in enumerate(shapes)}
+    deltas = {
+        f"m{i}": delta(seed + i, *shape, scale=2.0 ** (exponent * (i + 1) / 2))
+        for i, shape in enumerate(shapes)
+    }
     found = magnitude_thresholds(deltas, density, per_module=per_module, workers=1)
     for name, one in deltas.items():
         expected, _ = kth_largest([one] if per_module else list(deltas.values()), density)
@@ -46,12 +53,29 @@ def test_the_threshold_is_the_kth_largest_to_the_bit(
 
 
 @pytest.mark.parametrize("per_module", [True, False])
+@pytest.mark.parametrize(
+    ("density", "kept"), [(0.29, 29), (0.57, 57), (0.58, 58), (0.07, 7), (0.999, 99)]
+)
+def test_a_share_is_of_the_number_as_it_was_typed(
+    density: float, kept: int, per_module: bool
+) -> None:
+    # 0.29 * 100 and 0.57 * 100 are below 29 and 57 in floating point, and 0.07 * 100 is above 7.
+    one = delta(0, 10, 10)
+    threshold = magnitude_thresholds({"m": one}, density, per_module=per_module, workers=1)["m"]
+    assert int((dense.whole(one).abs() >= threshold).sum()) == kept
+
+
+@pytest.mark.parametrize("per_module", [True, False])
 def test_ties_subnormals_and_zeros_are_counted_right(per_module: bool) -> None:
-    values = torch.tensor([[0.0, -0.0, 1e-45, -1e-45, 1e-40, 1.0, -1.0, 1.0, 3.4e38, -1.1754944e-38]])
+    values = torch.tensor(
+        [[0.0, -0.0, 1e-45, -1e-45, 1e-40, 1.0, -1.0, 1.0, 3.4e38, -1.1754944e-38]]
+    )
     exact = Delta(torch.ones(1, 1), values)
     for keep in range(1, 10):
         found = magnitude_thresholds({"m": exact}, keep / 10, per_module=per_module, workers=1)["m"]
-        assert found == float(values.abs().flatten().sort(descending=True).values[int(keep / 10 * 10) - 1]), keep
+        assert found == float(
+            values.abs().flatten().sort(descending=True).values[int(keep / 10 * 10) - 1]
+        ), keep
 
 
 def test_tiles_and_workers_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,4 +97,6 @@ def test_tiles_and_workers_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_everything_survives_a_density_of_one() -> None:
-    assert magnitude_thresholds({"m": delta(0, 5, 5)}, 1.0, per_module=True, workers=1) == {"m": 0.0}
+    assert magnitude_thresholds({"m": delta(0, 5, 5)}, 1.0, per_module=True, workers=1) == {
+        "m": 0.0
+    }

@@ -37,8 +37,10 @@ def unchanged(home: Path) -> Iterator[None]:
     """Fails unless every file of the store is afterwards as it was, and no temporary one is left."""
     before = listing(home)
     yield
-    assert listing(home) == before
-    assert left_over(home) == []
+    after = listing(home)
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    assert changed == [], f"the store has changed: {changed}"
+    assert left_over(home) == [], f"left over: {left_over(home)}"
 
 
 def refs(home: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ Shapes follow the tiny Llama of `tests.support.models`, so that every adapter ma
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,9 @@ _LINEARS: Shapes = {
 }
 
 
-def llama_modules(*targets: str, layers: Sequence[int] = range(LAYERS)) -> dict[str, tuple[int, int]]:
+def llama_modules(
+    *targets: str, layers: Sequence[int] = range(LAYERS)
+) -> dict[str, tuple[int, int]]:
     """Modules of the tiny Llama whose last part is in `targets`, with their shapes; all seven when none is named."""
     return {
         f"model.layers.{layer}.{module}": shape
@@ -88,7 +91,7 @@ class AdapterMaker:
 
         Args:
             modules: what it changes, as (out, in); ignored where `factors` are given.
-            rank_pattern, alpha_pattern: keys are suffixes of module names.
+            rank_pattern, alpha_pattern: keys as PEFT has them, regular expressions for a dotted suffix of a module's name.
             embeddings: last parts of modules that are embeddings (`lora_embedding_A`).
             factors: (B, A) of every module; random normal ones times `scale` by default.
             extra: further tensors, by their full names in the file.
@@ -96,11 +99,17 @@ class AdapterMaker:
         """
         rank_pattern, alpha_pattern = dict(rank_pattern or {}), dict(alpha_pattern or {})
         if factors is None:
-            factors = random_factors(modules, rank=rank, rank_pattern=rank_pattern, seed=seed, scale=scale)
+            factors = random_factors(
+                modules, rank=rank, rank_pattern=rank_pattern, seed=seed, scale=scale
+            )
         tensors: dict[str, torch.Tensor] = dict(extra or {})
         for module, (b, a) in factors.items():
             embedding = module.rpartition(".")[2] in embeddings
-            roles = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+            roles = (
+                ("lora_embedding_A", "lora_embedding_B")
+                if embedding
+                else ("lora_A.weight", "lora_B.weight")
+            )
             for role, values in zip(roles, (a, b), strict=True):
                 tensor = torch.from_numpy(np.ascontiguousarray(values)).to(TORCH_DTYPES[dtype])
                 tensors[f"base_model.model.{module}.{role}"] = tensor
@@ -143,13 +152,15 @@ def random_factors(
     found = {}
     for place, (module, (out, width)) in enumerate(sorted(modules.items())):
         random = np.random.default_rng((seed, place))
-        r = suffix_value(rank_pattern or {}, module, rank)
+        r = by_pattern(rank_pattern or {}, module, rank)
         b = (scale * random.standard_normal((out, r))).astype(np.float32)
         a = (scale * random.standard_normal((r, width))).astype(np.float32)
         found[module] = (b, a)
     return found
 
 
-def suffix_value(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first key that is a dotted suffix of `module`."""
-    return next((value for key, value in pattern.items() if f".{module}".endswith(f".{key}")), default)
+def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """As PEFT does: the value of the first key that, as a regular expression, matches a dotted suffix of `module`."""
+    return next(
+        (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default
+    )

@@ -22,7 +22,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The causal language model in `folder`, every warning an error. Missing or unexpected weights are errors too."""
     from transformers import AutoModelForCausalLM
 
-    model, said = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    automatic: Any = AutoModelForCausalLM
+    model, said = automatic.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     assert not any(said.values()), said
     return model.eval()
 
@@ -48,10 +49,16 @@ def logits(model: Any) -> npt.NDArray[np.float64]:
     return found.double().numpy()
 
 
-def logits_of_dense(folder: Path, deltas: Deltas, *, conv1d: bool = False) -> npt.NDArray[np.float64]:
+def logits_of_dense(
+    folder: Path, deltas: Deltas, *, conv1d: bool = False
+) -> npt.NDArray[np.float64]:
     """Of the float32 base with the float64 deltas added to its weights, ties cut where only one side is changed."""
     model = load(folder).double()
-    if model.config.tie_word_embeddings and deltas.keys() & {"lm_head", "model.embed_tokens", "transformer.wte"}:
+    if model.config.tie_word_embeddings and deltas.keys() & {
+        "lm_head",
+        "model.embed_tokens",
+        "transformer.wte",
+    }:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     with torch.no_grad():
         for module, delta in deltas.items():

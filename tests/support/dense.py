@@ -23,7 +23,9 @@ Matrix = npt.NDArray[np.float64]
 Deltas = dict[str, Matrix]
 """Module -> ΔW (out, in), float64."""
 
-_FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?")
+_FACTOR = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?"
+)
 
 
 def read_factors(folder: Path) -> dict[str, tuple[Matrix, Matrix, float]]:
@@ -39,7 +41,11 @@ def read_factors(folder: Path) -> dict[str, tuple[Matrix, Matrix, float]]:
         rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
         alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
         assert pair["A"].shape[0] == pair["B"].shape[1] == rank, f"{module} is not of rank {rank}"
-        found[module] = (pair["B"], pair["A"], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+        found[module] = (
+            pair["B"],
+            pair["A"],
+            alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        )
     return found
 
 
@@ -97,7 +103,10 @@ def ties(
             keep = max(1, math.floor(Fraction(str(density)) * len(values)))
             ordered = np.sort(values)
             threshold = ordered[len(values) - keep]
-            swappable = keep < len(values) and ordered[len(values) - keep - 1] >= threshold * (1 - tolerance) > 0
+            swappable = (
+                keep < len(values)
+                and ordered[len(values) - keep - 1] >= threshold * (1 - tolerance) > 0
+            )
             for module in group:
                 size = np.abs(tau[module])
                 kept[module] = np.where(size >= threshold, tau[module], 0.0)
@@ -128,7 +137,9 @@ def distance(
     assert found.keys() == expected.keys()
     difference = {module: found[module] - expected[module] for module in expected}
     if apart is not None:
-        difference = {module: np.where(apart[module], 0.0, delta) for module, delta in difference.items()}
+        difference = {
+            module: np.where(apart[module], 0.0, delta) for module, delta in difference.items()
+        }
     size = norm(expected)
     return norm(difference) / size if size > 0 else norm(difference)
 

@@ -15,13 +15,18 @@ class ModelMaker:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def llama(self, *, tied: bool = False, dtype: str = "float32", sharded: bool = False, seed: int = 0) -> Path:
+    def llama(
+        self, *, tied: bool = False, dtype: str = "float32", sharded: bool = False, seed: int = 0
+    ) -> Path:
         """A LlamaForCausalLM (hidden 64, 2 layers, 160 tokens) with generation_config.json and a little tokenizer.
 
         Equal seeds give equal weights (bf16 and f16 ones are the float32 ones, rounded). `sharded` cuts it into files
         with an index.
         """
-        folder = self.root / f"llama-{'tied' if tied else 'untied'}-{dtype}-{'sharded' if sharded else 'single'}-{seed}"
+        folder = (
+            self.root
+            / f"llama-{'tied' if tied else 'untied'}-{dtype}-{'sharded' if sharded else 'single'}-{seed}"
+        )
         if folder.exists():
             return folder
         import torch
@@ -43,7 +48,8 @@ class ModelMaker:
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = LlamaForCausalLM(config).to(TORCH_DTYPES[dtype])
+            model: Any = LlamaForCausalLM(config)
+            model.to(TORCH_DTYPES[dtype])
         self._save(model, folder, sharded)
         return folder
 
@@ -56,11 +62,18 @@ class ModelMaker:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         config = GPT2Config(
-            vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
+            vocab_size=VOCABULARY,
+            n_embd=HIDDEN,
+            n_layer=LAYERS,
+            n_head=4,
+            n_positions=128,
+            bos_token_id=1,
+            eos_token_id=2,
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = GPT2LMHeadModel(config).to(TORCH_DTYPES[dtype])
+            model: Any = GPT2LMHeadModel(config)
+            model.to(TORCH_DTYPES[dtype])
         self._save(model, folder, sharded=False)
         return folder
 
@@ -98,7 +111,7 @@ def peft_adapter(
             for name, parameter in wrapped.named_parameters():
                 if "lora_B" in name or "lora_embedding_A" in name:
                     parameter.normal_(std=strength)
-        wrapped.save_pretrained(folder)
+        wrapped.save_pretrained(str(folder))
     return folder
 
 
@@ -110,11 +123,13 @@ def _tokenizer() -> Any:
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
     vocabulary |= {chr(code): code - 28 for code in range(32, 127)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[no-untyped-call]
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
     )
-    tokenizer.chat_template = (
-        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
-    )
+    tokenizer.chat_template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
     return tokenizer

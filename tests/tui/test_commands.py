@@ -1,6 +1,7 @@
 """The `tui` command: refuses where there is no terminal, and costs nothing until it is used."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,31 +42,34 @@ def test_loading_the_command_loads_no_screen() -> None:
 
 
 def test_the_picture_for_readme_is_the_same_every_time_and_names_no_path(
-    sample_home: Path, tmp_path: Path
+    sample_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Path(__file__).parents[2] / "scripts" / "screenshot.py"
     pictures: list[str] = []
-    for environment in (
-        {"NO_COLOR": "1", "TERM": "dumb", "TZ": "Asia/Tokyo"},
-        {"COLORTERM": "truecolor"},
-    ):
+    for environment in ({"NO_COLOR": "1", "TERM": "dumb", "TZ": "Asia/Tokyo"}, {"TERM": "xterm"}):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
         output = tmp_path / f"{len(pictures)}.svg"
-        subprocess.run(
-            [
-                sys.executable,
-                str(script),
-                "--home",
-                str(sample_home),
-                "--output",
-                str(output),
-                "--size",
-                "100x30",
-            ],
-            env={"PATH": "/usr/bin:/bin", **environment},
-            check=True,
-            capture_output=True,
-        )
+        arguments = [
+            "--home",
+            str(sample_home),
+            "--output",
+            str(output),
+            "--size",
+            "100x30",
+            "--select",
+            "legal/terms",
+        ]
+        monkeypatch.setattr("sys.argv", [str(script), *arguments])
+        runpy.run_path(str(script), run_name="__main__")
         pictures.append(output.read_text())
     assert pictures[0] == pictures[1]
-    assert "desk/both" in pictures[0]
+    assert pictures[0].count("legal/terms") == 2, "in the list and above its details"
     assert str(sample_home) not in pictures[0]
+
+
+def test_a_picture_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "screenshot.py"
+    monkeypatch.setattr("sys.argv", [str(script), "--home", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="is empty; make one with: make demo"):
+        runpy.run_path(str(script), run_name="__main__")

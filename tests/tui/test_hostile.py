@@ -1,9 +1,6 @@
 """Strings from strangers' files are drawn as they are: no markup is read, no control character reaches the terminal."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-
-from textual.pilot import Pilot
 
 from adapterhub.store import Store
 from adapterhub.tui.app import AdapterHubApp
@@ -11,8 +8,9 @@ from adapterhub.tui.model import Library, Problem, Row
 from adapterhub.tui.widgets.adapter_table import AdapterTable
 from adapterhub.tui.widgets.detail_pane import DetailPane, Sections
 from adapterhub.tui.words import instead_of_list
+from tests.support.sample import write_adapter
+from tests.support.screen import open_app, settled
 
-Settled = Callable[[Pilot[None]], Awaitable[None]]
 EVIL = "[bold red]x[/]\x1b[2J\x07[link=https://e.example]y[/link]\u202egnp.exe[@click=app.quit]z[/]"
 LITERAL = (
     "[bold red]x[/]\\x1b[2J\\x07[link=https://e.example]y[/link]\\x202egnp.exe[@click=app.quit]z[/]"
@@ -28,12 +26,9 @@ def screen_text(app: AdapterHubApp) -> str:
 
 async def test_hostile_strings_are_shown_literally(
     store: Store,
-    open_on: Callable[[Store], AdapterHubApp],
-    make_adapter: Callable[..., Path],
-    settled: Settled,
     tmp_path: Path,
 ) -> None:
-    folder = make_adapter(tmp_path / "evil", base=EVIL, seed=9)
+    folder = write_adapter(tmp_path / "evil", base=EVIL, seed=9)
     (folder / "README[red]![b].md").write_text(EVIL)
     added = store.add_folder(
         folder,
@@ -46,7 +41,7 @@ async def test_hostile_strings_are_shown_literally(
         "eval",
         {"result": {"perplexity": EVIL}, "said": {"answer": EVIL}, "settings": EVIL},
     )
-    app = open_on(store)
+    app = open_app(store)
     async with app.run_test(size=(300, 80)) as pilot:
         await settled(pilot)
         assert app.screen.query_one(AdapterTable).get_row_at(0)[0].plain == "a/evil"
@@ -60,7 +55,7 @@ async def test_hostile_strings_are_shown_literally(
         assert not any("red" in style or "link" in style or "click" in style for style in styles)
 
 
-async def test_the_filter_shows_what_was_typed(app: AdapterHubApp, settled: Settled) -> None:
+async def test_the_filter_shows_what_was_typed(app: AdapterHubApp) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
         await pilot.press("slash", "left_square_bracket", "slash", "right_square_bracket")

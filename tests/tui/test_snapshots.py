@@ -3,7 +3,7 @@
 After an intended change: pytest tests/tui/test_snapshots.py --snapshot-update, then look at the pictures.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from textual.pilot import Pilot
 
 from adapterhub.store import Store
 from adapterhub.tui.app import AdapterHubApp
+from tests.support.screen import open_app, settled
 
-Settled = Callable[[Pilot[None]], Awaitable[None]]
 SIZES = [pytest.param((80, 24), id="80x24"), pytest.param((140, 45), id="140x45")]
 
 
 @pytest.fixture
-def looks(snap_compare: Callable[..., bool], settled: Settled) -> Callable[..., bool]:
+def looks(snap_compare: Callable[..., bool]) -> Callable[..., bool]:
     """Whether the application looks as it did, after `keys`."""
 
     def compare(app: AdapterHubApp, size: tuple[int, int], *keys: str) -> bool:
@@ -37,11 +37,8 @@ def test_the_library(app: AdapterHubApp, looks: Callable[..., bool], size: tuple
     assert looks(app, size)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_library_filtered(
-    app: AdapterHubApp, looks: Callable[..., bool], size: tuple[int, int]
-) -> None:
-    assert looks(app, size, "slash", *"terms")
+def test_the_library_filtered(app: AdapterHubApp, looks: Callable[..., bool]) -> None:
+    assert looks(app, (80, 24), "slash", *"terms")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -57,10 +54,8 @@ def test_one_damaged_and_one_of_a_newer_version(
     assert looks(app, size, "G")
 
 
-def test_an_empty_store(
-    tmp_path: Path, open_on: Callable[[Store], AdapterHubApp], looks: Callable[..., bool]
-) -> None:
-    assert looks(open_on(Store.open(tmp_path / "none")), (80, 24))
+def test_an_empty_store(tmp_path: Path, looks: Callable[..., bool]) -> None:
+    assert looks(open_app(Store.open(tmp_path / "none")), (80, 24))
 
 
 def test_the_details_with_the_focus(app: AdapterHubApp, looks: Callable[..., bool]) -> None:

@@ -1,0 +1,52 @@
+"""Running the program on a terminal of its own (a pty), as a person does."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import termios
+import time
+from dataclasses import dataclass
+
+from tests.cli.calling import PROGRAM
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the terminal showed (stdout and stderr together), and the exit code."""
+
+    code: int
+    out: str
+
+
+def on_a_terminal(*words: str, typed: str = "", width: int = 120, seconds: float = 60, **environment: str) -> Shown:
+    """Runs the program with all three streams on a pty; `typed` is typed at once."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    plain = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs, env={**plain, "TERM": "xterm-256color", **environment}
+    )
+    os.close(theirs)
+    if typed:
+        os.write(ours, typed.encode())
+    data, deadline = b"", time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ready, _, _ = select.select([ours], [], [], 0.1)
+        if ready:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            data += piece
+        elif process.poll() is not None:
+            break
+    os.close(ours)
+    process.kill()
+    return Shown(process.wait(), data.decode())
