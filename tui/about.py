@@ -14,7 +14,7 @@ from adapterhub.manifest import Attestation
 from adapterhub.tui import attested
 from adapterhub.tui.facts import Fact, Names, Section, Tone, moment, said
 from adapterhub.tui.model import Problem, Row
-from adapterhub.words import short
+from adapterhub.words import human_size, short
 
 _TOLD_IN_A_LINE = ("rank", "alpha", "scaling", "targets", "modules", "parameters", "dtype")
 _SAYS_NOTHING: tuple[object, ...] = (None, False, "", "none", [], {})
@@ -37,7 +37,8 @@ def in_words(
         Section("Base", tuple(_base(record["base"], row.base, attestations))),
         *attested.sections(attestations, names),
         Section(
-            "Files", tuple(Fact(file["size"], clean(file["path"])) for file in record["files"])
+            "Files",
+            tuple(Fact(human_size(file["size"]), clean(file["path"])) for file in record["files"]),
         ),
     )
 

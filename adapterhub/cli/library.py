@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adapterhub.cli.attested import in_a_line
 from adapterhub.cli.command import Context, command
 from adapterhub.errors import AdapterHubError, ExitCode
 from adapterhub.manifest import Attestation
@@ -103,10 +104,21 @@ def show(
     modules: Annotated[
         bool, typer.Option("--modules", help="List every module with its rank, shape and scale.")
     ] = False,
+    attestations: Annotated[
+        bool, typer.Option("--attestations", help="Show every attestation whole, not in a line.")
+    ] = False,
 ) -> None:
     """Show everything known about an adapter."""
     resolved = ctx.store.resolve(name)
     record = details(ctx.store, resolved, modules=modules)
+    if ctx.out.mode == "human":
+        record = _for_people(record)
+        if not attestations:
+            known = ctx.store.attestations(resolved.digest)
+            record["attestations"] = [
+                {"type": item.type, "created": item.created, "said": in_a_line(item)}
+                for item in known
+            ]
     ctx.out.record(record, ids=("digest",))
 
 
@@ -154,11 +166,7 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
     record: dict[str, Any] = {
         "name": resolved.label,
         "digest": resolved.digest,
-        "names": [
-            str(entry.name)
-            for entry in store.entries(lambda *_: None)
-            if entry.digest == resolved.digest
-        ],
+        "names": [str(name) for name in store.names_of(resolved.digest)],
         "kind": manifest.kind,
         "base": {
             "repo": manifest.base.repo,
@@ -168,9 +176,9 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
             "trained_on": manifest.base.trained_on,
         },
         "content": manifest.content,
-        "size": human_size(manifest.size),
+        "size": manifest.size,
         "files": [
-            {"path": entry.path, "size": human_size(entry.size), "digest": short(entry.digest)}
+            {"path": entry.path, "size": entry.size, "digest": entry.digest}
             for entry in manifest.files
         ],
     }
@@ -182,7 +190,7 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
             "scaling": sorted({round(module.scaling, 6) for module in facts.modules.values()}),
             "targets": lora.targets,
             "modules": lora.modules,
-            "parameters": human_count(lora.parameters),
+            "parameters": lora.parameters,
             "dtype": lora.dtype,
             "use_rslora": lora.use_rslora,
             "use_dora": lora.use_dora,
@@ -200,9 +208,10 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
         record["beyond plain LoRA"] = beyond
     attestations = store.attestations(resolved.digest)
     record["notes"] = list(dict.fromkeys([*facts.notes, *_noted(attestations)]))
-    record["attestations"] = {
-        f"{item.type} {item.created}": dict(item.body) for item in attestations
-    }
+    record["attestations"] = [
+        {"type": item.type, "created": item.created, "body": dict(item.body)}
+        for item in attestations
+    ]
     if modules:
         record["modules"] = [
             {
@@ -214,6 +223,19 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
             for module in facts.modules.values()
         ]
     return record
+
+
+def _for_people(record: dict[str, Any]) -> dict[str, Any]:
+    """The same with sizes and digests as people read them, and without what is empty."""
+    shown = {**record, "size": human_size(record["size"])}
+    shown["files"] = [
+        {**file, "size": human_size(file["size"]), "digest": short(file["digest"])}
+        for file in record["files"]
+    ]
+    if "lora" in record:
+        lora = {**record["lora"], "parameters": human_count(record["lora"]["parameters"])}
+        shown["lora"] = {key: value for key, value in lora.items() if value not in ({}, [])}
+    return shown
 
 
 def _noted(attestations: list[Attestation]) -> list[str]:

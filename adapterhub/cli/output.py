@@ -173,9 +173,11 @@ class Output:
             elif isinstance(value, list) and value and isinstance(value[0], Mapping):
                 self._line(f"{indent}{clean(key)}")
                 for item in value:
-                    self._line(
-                        f"{indent}  " + "  ".join(clean(_shown(part)) for part in item.values())
-                    )
+                    plain = [part for part in item.values() if not isinstance(part, Mapping)]
+                    self._line(f"{indent}  " + "  ".join(clean(_shown(part)) for part in plain))
+                    for part in item.values():
+                        if isinstance(part, Mapping):
+                            self._lines(part, indent + "    ")
             else:
                 self._line(f"{indent}{clean(key):<{width}}  {clean(_shown(value))}".rstrip())
 

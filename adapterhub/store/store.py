@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -312,6 +312,15 @@ class Store:
             for name in names:
                 self.refs.require(name)
             return [(name, change.delete(name, op="rm", why=f"rm {name}")) for name in names]
+
+    def names_of(self, digest: str) -> list[Name]:
+        """All names of an adapter. A damaged ref is no name of anything."""
+        found = []
+        for name in self.refs.names():
+            with suppress(StoreDamagedError):
+                if self.refs.read(name) == digest:
+                    found.append(name)
+        return found
 
     def tags_of(self, path: str) -> list[Name]:
         """All names with this `namespace/name`, whatever their tag."""

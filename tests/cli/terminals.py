@@ -23,19 +23,24 @@ class Shown:
     out: str
 
 
-def on_a_terminal(*words: str, typed: str = "", width: int = 120, seconds: float = 60, **environment: str) -> Shown:
-    """Runs the program with all three streams on a pty; `typed` is typed at once."""
+def on_a_terminal(
+    *words: str, typed: str = "", after: str = "", width: int = 120, seconds: float = 60, **environment: str
+) -> Shown:
+    """Runs the program on a pty that is its controlling terminal; `typed` is typed once it has said `after`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     plain = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")}
     process = subprocess.Popen(
-        [PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs, env={**plain, "TERM": "xterm-256color", **environment}
+        [PROGRAM, *words],
+        env={**plain, "TERM": "xterm-256color", **environment},
+        preexec_fn=lambda: os.login_tty(theirs),
     )
     os.close(theirs)
-    if typed:
-        os.write(ours, typed.encode())
     data, deadline = b"", time.monotonic() + seconds
     while time.monotonic() < deadline:
+        if typed and after in data.decode(errors="replace"):
+            os.write(ours, typed.encode())
+            typed = ""
         ready, _, _ = select.select([ours], [], [], 0.1)
         if ready:
             try:

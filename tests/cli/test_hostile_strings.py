@@ -41,7 +41,7 @@ def evil(store: Store, make_adapter: AdapterMaker) -> Path:
         unknown_field=EVIL,
         peft_version=EVIL,
     )
-    (folder / f"{ESC}[31m[bold]README[/bold]{RLO}.md").write_text(EVIL)
+    (folder / f"{ESC}[31m[bold]README{RLO}.md").write_text(EVIL)
     (folder / "README.md").write_text(EVIL)
     store.add_folder(folder, name="evil")
     return folder

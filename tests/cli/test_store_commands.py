@@ -138,12 +138,20 @@ def test_show_tells_everything_known(store: Store, make_adapter: AdapterMaker, t
 def test_an_unknown_name_is_exit_4_with_did_you_mean(typed: str, meant: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
     store.add_folder(make_adapter(), name="tone" if typed == "tonne" else "support/tone")
     with unchanged(tmp_path / "home"):
-        for words in (["show", typed], ["checkout", typed, "out"], ["tag", typed, "x"], ["rm", typed, "--yes"], ["log", typed], ["merge", typed, meant], ["diff", meant, typed], ["export", typed, "-o", "out"]):
+        for words in (["show", typed], ["checkout", typed, "out"], ["tag", typed, "x"], ["rm", typed, "--yes"], ["merge", typed, meant], ["diff", meant, typed], ["export", typed, "-o", "out"]):
             said = call(*words, "--json")
             assert said.code == 4, words
             assert typed in said.error["what"]
             assert f"Did you mean {meant}" in said.error["why"]
             assert said.error["hint"]
+
+
+def test_a_log_of_a_name_that_never_was_is_exit_4(store: Store, make_adapter: AdapterMaker) -> None:
+    store.add_folder(make_adapter(), name="support/tone")
+    said = call("log", "tone", "--json")
+    assert said.code == 4
+    assert "Did you mean support/tone" in said.error["why"]
+    assert call("log", "support/tone:never").code == 0, "the log is of all tags of a name"
 
 
 def test_an_unknown_digest_is_exit_4(store: Store, make_adapter: AdapterMaker) -> None:

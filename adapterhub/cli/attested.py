@@ -1,0 +1,78 @@
+"""Attestations in one line each, for `show`; `show --json` and `show --attestations` have them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adapterhub.manifest import Attestation
+from adapterhub.words import short
+
+
+def in_a_line(attestation: Attestation) -> str:
+    """What one attestation says, as a sentence without its type and time."""
+    body = attestation.body
+    match attestation.type, body.get("event"):
+        case "provenance", "merged":
+            return _merged(body)
+        case "provenance", "trained":
+            return _trained(body)
+        case "provenance", _:
+            claimed = body.get("claimed_base")
+            return f"{body.get('event', 'recorded')}{f'; its author names the base {claimed}' if claimed else ''}"
+        case "base", _:
+            return f"{short(str(body.get('fingerprint')))} {body.get('repo') or ''} ({body.get('how', 'recorded')})"
+        case "eval", _:
+            return _evaluated(body)
+        case "template", _:
+            return f"chat template {short(str(body.get('digest')))}"
+    return ", ".join(f"{key} {value}" for key, value in body.items())
+
+
+def _merged(body: Mapping[str, Any]) -> str:
+    recipe, report = _inner(body, "recipe"), _inner(body, "report")
+    parents = body.get("parents")
+    names = (
+        [str(_mapping(parent).get("name")) for parent in parents]
+        if isinstance(parents, list)
+        else []
+    )
+    weights = recipe.get("weights")
+    pairs = zip(names, weights, strict=False) if isinstance(weights, list) else ()
+    terms = " + ".join(f"{weight}·{name}" for name, weight in pairs)
+    parameters = "".join(f", {key} {value}" for key, value in _inner(recipe, "parameters").items())
+    return (
+        f"{recipe.get('method')} of {terms}{parameters}; rank {report.get('rank')},"
+        f" energy kept {report.get('energy_kept')}, error {report.get('error')}"
+    )
+
+
+def _trained(body: Mapping[str, Any]) -> str:
+    recipe, data = _inner(body, "recipe"), _inner(body, "data")
+    held_out = _inner(_inner(body, "metrics"), "held_out")
+    text = f"{recipe.get('method')}, {body.get('steps')} steps on {data.get('train_rows')} rows ({short(str(data.get('digest')))})"
+    if held_out:
+        text += f"; held-out perplexity {_number(held_out.get('perplexity_before'))} -> {_number(held_out.get('perplexity_after'))}"
+    return text
+
+
+def _evaluated(body: Mapping[str, Any]) -> str:
+    result, data = _inner(body, "result"), _inner(body, "data")
+    base = result.get("base_perplexity")
+    than = f" (base {_number(base)})" if base is not None else ""
+    return (
+        f"perplexity {_number(result.get('perplexity'))}{than} on {result.get('rows')} rows of"
+        f" {short(str(data.get('digest')))}"
+    )
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _inner(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return _mapping(body.get(key))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
