@@ -38,7 +38,9 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 documents = st.dictionaries(
     texts,
     st.recursive(
-        scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=8
+        scalars,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+        max_leaves=8,
     ),
     max_size=5,
 )
@@ -73,7 +75,9 @@ def test_the_order_of_keys_is_no_fact(document: dict[str, Any]) -> None:
 
 
 def test_canonical_json_has_no_blanks_sorted_keys_and_plain_utf8() -> None:
-    assert canonical_bytes({"b": [1.0, 2.5, True], "a": "é"}) == '{"a":"é","b":[1,2.5,true]}'.encode()
+    assert (
+        canonical_bytes({"b": [1.0, 2.5, True], "a": "é"}) == '{"a":"é","b":[1,2.5,true]}'.encode()
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", {1, 2}, "\ud800"])
@@ -182,7 +186,12 @@ def test_a_wrong_attestation_is_refused(fields: dict[str, Any]) -> None:
 
 def test_only_a_whole_commit_hash_is_a_revision_that_cannot_move() -> None:
     assert is_commit(COMMIT)
-    assert not any(map(is_commit, ["main", COMMIT[:-1], COMMIT.upper().replace("0", "A"), COMMIT + "\n", None, 3]))
+    assert not any(
+        map(
+            is_commit,
+            ["main", COMMIT[:-1], COMMIT.upper().replace("0", "A"), COMMIT + "\n", None, 3],
+        )
+    )
 
 
 @given(st.text("ab/.\\:~ \0", max_size=12))

@@ -145,7 +145,10 @@ def test_a_digest_is_pointed_at_by_its_beginning(text: str, pointer: DigestPoint
     assert parse_pointer(text) == pointer
 
 
-@pytest.mark.parametrize("text", ["@", "@1f2e3", "@xyzxyz", "@sha256:", "tone@", "tone@md5:1f2e3d", "@" + "a" * 65, "@../../x"])
+@pytest.mark.parametrize(
+    "text",
+    ["@", "@1f2e3", "@xyzxyz", "@sha256:", "tone@", "tone@md5:1f2e3d", "@" + "a" * 65, "@../../x"],
+)
 def test_what_is_no_digest_is_refused_with_the_length_it_needs(text: str) -> None:
     with pytest.raises(UsageError, match="6 to 64 hexadecimal"):
         parse_pointer(text)

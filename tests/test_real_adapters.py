@@ -22,7 +22,9 @@ from adapterhub.store import Store
 from tests.store.watching import unchanged
 
 SHARED = Path(os.environ.get("ADAPTERHUB_SHARED", Path(__file__).parents[1].parent / "shared"))
-pytestmark = pytest.mark.skipif(not (SHARED / "adapters").is_dir(), reason="the folder with people's adapters isn't here")
+pytestmark = pytest.mark.skipif(
+    not (SHARED / "adapters").is_dir(), reason="the folder with people's adapters isn't here"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Expected:
 
 
 ADAPTERS: Mapping[str, Expected] = {
-    "0112LY__logo-gemma-lora": Expected("google/gemma-3-270m-it", rank=4, alpha=4, targets=("q_proj", "v_proj"), modules=36),
+    "0112LY__logo-gemma-lora": Expected(
+        "google/gemma-3-270m-it", rank=4, alpha=4, targets=("q_proj", "v_proj"), modules=36
+    ),
     "fanyihan-max__WorkforLLM": Expected(
         None,
         rank=8,
@@ -53,10 +57,19 @@ ADAPTERS: Mapping[str, Expected] = {
         notes=("given as a path (/content/work/gemma3-270m/google/gemma-3-270m-it)",),
     ),
     "ao-wei__gemma3-270m-svg-lora-partb": Expected(
-        "gemma3-270m-it", rank=4, alpha=16, targets=("k_proj", "o_proj", "q_proj", "v_proj"), modules=72
+        "gemma3-270m-it",
+        rank=4,
+        alpha=16,
+        targets=("k_proj", "o_proj", "q_proj", "v_proj"),
+        modules=72,
     ),
     "deepbiolab__gpt2-classification-peft": Expected(
-        "gpt2", rank=8, alpha=32, targets=("c_attn", "c_proj"), modules=36, beyond=("modules_to_save", "score.weight")
+        "gpt2",
+        rank=8,
+        alpha=32,
+        targets=("c_attn", "c_proj"),
+        modules=36,
+        beyond=("modules_to_save", "score.weight"),
     ),
     "sukhmandhawan__LightWeightFineTUning": Expected(
         "gpt2",
@@ -68,15 +81,32 @@ ADAPTERS: Mapping[str, Expected] = {
         beyond=("modules_to_save", "score.weight"),
     ),
     "RifqiCah__Adalora_indonesiaDataset.emot_lora_ckpt1665": Expected(
-        "prajjwal1/bert-tiny", rank=8, alpha=16, targets=("query", "value"), modules=4, beyond=("classifier.weight",)
+        "prajjwal1/bert-tiny",
+        rank=8,
+        alpha=16,
+        targets=("query", "value"),
+        modules=4,
+        beyond=("classifier.weight",),
     ),
     "RifqiCah__Adalora_indonesiaDataset.emot_adalora_best": Expected(
-        "prajjwal1/bert-tiny", kind="adalora", rank=32, alpha=64, targets=("query", "value"), beyond=("ADALORA", "lora_E")
+        "prajjwal1/bert-tiny",
+        kind="adalora",
+        rank=32,
+        alpha=64,
+        targets=("query", "value"),
+        beyond=("ADALORA", "lora_E"),
     ),
     "FaithSang__anime-lora-gnerator": Expected(
-        None, rank=4, alpha=16, targets=("to_k", "to_q", "to_v"), modules=96, notes=("doesn't say which base",)
+        None,
+        rank=4,
+        alpha=16,
+        targets=("to_k", "to_q", "to_v"),
+        modules=96,
+        notes=("doesn't say which base",),
     ),
-    "yijun-deng__GenAI_P1_LightWeight_FineTuning": Expected(refused=("adapter_model.bin is a pickle", "safetensors only")),
+    "yijun-deng__GenAI_P1_LightWeight_FineTuning": Expected(
+        refused=("adapter_model.bin is a pickle", "safetensors only")
+    ),
     "wujindou__BLOOM-LORA": Expected(refused=("adapter_model.bin is a pickle", "safetensors only")),
 }
 
@@ -98,14 +128,20 @@ def test_the_table_knows_every_adapter() -> None:
     assert {path.name for path in (SHARED / "adapters").iterdir() if path.is_dir()} == set(ADAPTERS)
 
 
-@pytest.mark.parametrize("name", [name for name, expected in ADAPTERS.items() if not expected.refused])
+@pytest.mark.parametrize(
+    "name", [name for name, expected in ADAPTERS.items() if not expected.refused]
+)
 def test_an_adapter_comes_in_as_what_it_is(name: str, store: Store) -> None:
     expected = ADAPTERS[name]
     notes: list[str] = []
     added = store.add_folder(adapter(name), note=notes.append)
     manifest, lora = added.manifest, added.manifest.lora
     assert lora is not None
-    assert (manifest.kind, manifest.base.repo, manifest.base.revision) == (expected.kind, expected.base, None)
+    assert (manifest.kind, manifest.base.repo, manifest.base.revision) == (
+        expected.kind,
+        expected.base,
+        None,
+    )
     assert (lora.rank, lora.alpha, tuple(lora.targets), lora.modules, lora.dtype) == (
         expected.rank,
         expected.alpha,
@@ -128,7 +164,9 @@ def test_an_adapter_comes_in_as_what_it_is(name: str, store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, expected in ADAPTERS.items() if expected.refused])
-def test_an_adapter_that_cannot_come_in_is_refused_saying_why(name: str, store: Store, tmp_path: Path) -> None:
+def test_an_adapter_that_cannot_come_in_is_refused_saying_why(
+    name: str, store: Store, tmp_path: Path
+) -> None:
     store.add_folder(adapter("0112LY__logo-gemma-lora"))
     with unchanged(tmp_path / "home"), pytest.raises(FormatError) as caught:
         store.add_folder(adapter(name))
@@ -146,18 +184,25 @@ def test_peft_and_diffusers_key_layouts_are_one_content(store: Store, tmp_path: 
     assert diffusers.manifest.lora == peft.manifest.lora
 
 
-def test_bloom_of_the_first_peft_is_named_for_what_it_is_once_it_is_safetensors(store: Store, tmp_path: Path) -> None:
+def test_bloom_of_the_first_peft_is_named_for_what_it_is_once_it_is_safetensors(
+    store: Store, tmp_path: Path
+) -> None:
     """enable_lora: B is three-dimensional. Kept and refused by that name, never taken for half a pair."""
     import torch
     from safetensors.torch import save_file
 
     folder = copied("wujindou__BLOOM-LORA", tmp_path)
     tensors = torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
     (folder / "adapter_model.bin").unlink()
     added = store.add_folder(folder, name="bloom")
     with pytest.raises(UnsupportedError, match="enable_lora"):
-        require_plain(store.facts(store.resolve(added.digest.replace("sha256:", "@"))), "bloom", "merged")
+        require_plain(
+            store.facts(store.resolve(added.digest.replace("sha256:", "@"))), "bloom", "merged"
+        )
 
 
 def test_a_pickled_gpt2_comes_in_once_it_is_safetensors(store: Store, tmp_path: Path) -> None:
@@ -167,7 +212,10 @@ def test_a_pickled_gpt2_comes_in_once_it_is_safetensors(store: Store, tmp_path: 
 
     folder = copied("yijun-deng__GenAI_P1_LightWeight_FineTuning", tmp_path)
     tensors = torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
     (folder / "adapter_model.bin").unlink()
     notes: list[str] = []
     added = store.add_folder(folder, name="gpt2", note=notes.append)
@@ -176,11 +224,17 @@ def test_a_pickled_gpt2_comes_in_once_it_is_safetensors(store: Store, tmp_path: 
     assert "although modules_to_save names none" in "; ".join(notes)
 
 
-def test_three_spellings_of_one_base_are_three_claims_and_none_is_known_to_differ(store: Store) -> None:
+def test_three_spellings_of_one_base_are_three_claims_and_none_is_known_to_differ(
+    store: Store,
+) -> None:
     """A path and a bare name can't be told from the repository, so merging warns at most."""
     from adapterhub.same_base import shared_base
 
-    names = ["0112LY__logo-gemma-lora", "fanyihan-max__WorkforLLM", "ao-wei__gemma3-270m-svg-lora-partb"]
+    names = [
+        "0112LY__logo-gemma-lora",
+        "fanyihan-max__WorkforLLM",
+        "ao-wei__gemma3-270m-svg-lora-partb",
+    ]
     for name in names:
         store.add_folder(adapter(name), name=name)
     shared = shared_base(store, [store.resolve(name) for name in names])
@@ -204,7 +258,12 @@ REFUSED_CONFIGS = {
 # What some of the others must be read as.
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "Alex720415__MicroVlm.json": {"claimed_base": "", "repo": None},
-    "JaimeMitchell__Mom_Painting_Style_GenAI.json": {"claimed_base": "", "repo": None, "rank": 16, "alpha": 40},
+    "JaimeMitchell__Mom_Painting_Style_GenAI.json": {
+        "claimed_base": "",
+        "repo": None,
+        "rank": 16,
+        "alpha": 40,
+    },
     "COMS-lwz__SVG-logo-LoRA-training.json": {"claimed_base": "./gemma-3-270m-it", "repo": None},
     "lc1234567484848__svg-lora-partb.json": {"repo": None},
     "Hastws__NVIDIA-Nemotron-Model-Reasoning-Challenge.json": {"repo": None},
@@ -214,7 +273,11 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "repo": "unsloth/qwen3-8b-unsloth-bnb-4bit"
     },
     "rashad-h__LEGO-Minifig-Generator.json": {"repo": "unsloth/meta-llama-3.1-8b-bnb-4bit"},
-    "elisagdelope__ESM2-bindingsites.json": {"rank": 2, "alpha": 1, "repo": "facebook/esm2_t12_35M_UR50D"},
+    "elisagdelope__ESM2-bindingsites.json": {
+        "rank": 2,
+        "alpha": 1,
+        "repo": "facebook/esm2_t12_35M_UR50D",
+    },
     "lucasaugustodev__heretic-project.json": {"rank": 1, "alpha": 1},
     "wujindou__BLOOM-LORA.json": {"rank": 8, "variants": 1},
     "RifqiCah__Adalora_indonesiaDataset.json": {"peft_type": "ADALORA", "rank_pattern": {}},
@@ -234,7 +297,11 @@ def configs() -> dict[str, Path]:
 
 
 def read_all() -> dict[str, PeftConfig]:
-    return {name: read_config(path)[0] for name, path in configs().items() if name not in REFUSED_CONFIGS}
+    return {
+        name: read_config(path)[0]
+        for name, path in configs().items()
+        if name not in REFUSED_CONFIGS
+    }
 
 
 def test_every_configuration_is_read_or_refused_for_the_right_reason() -> None:
@@ -245,7 +312,9 @@ def test_every_configuration_is_read_or_refused_for_the_right_reason() -> None:
         assert words in str(caught.value)
     found = read_all()
     assert Counter(config.peft_type for config in found.values()) == KINDS
-    assert all(config.rank > 0 for config in found.values() if config.peft_type in ("LORA", "ADALORA"))
+    assert all(
+        config.rank > 0 for config in found.values() if config.peft_type in ("LORA", "ADALORA")
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)

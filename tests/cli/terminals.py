@@ -24,12 +24,21 @@ class Shown:
 
 
 def on_a_terminal(
-    *words: str, typed: str = "", after: str = "", width: int = 120, seconds: float = 60, **environment: str
+    *words: str,
+    typed: str = "",
+    after: str = "",
+    width: int = 120,
+    seconds: float = 60,
+    **environment: str,
 ) -> Shown:
     """Runs the program on a pty that is its controlling terminal; `typed` is typed once it has said `after`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    plain = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")}
+    plain = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+    }
     process = subprocess.Popen(
         [PROGRAM, *words],
         env={**plain, "TERM": "xterm-256color", **environment},

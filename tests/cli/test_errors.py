@@ -39,12 +39,16 @@ def test_no_option_or_argument_is_without_words(command: str) -> None:
     from typing import get_args
 
     app = build(command.split()[0])
-    infos = app.registered_commands or [c for group in app.registered_groups for c in group.typer_instance.registered_commands]  # type: ignore[union-attr]
+    infos = app.registered_commands or [
+        c for group in app.registered_groups for c in group.typer_instance.registered_commands
+    ]  # type: ignore[union-attr]
     (info,) = [one for one in infos if one.name == command.split()[-1]]
     assert info.callback
     assert inspect.getdoc(info.callback)
     for parameter in inspect.signature(info.callback).parameters.values():
-        described = [extra for extra in get_args(parameter.annotation)[1:] if getattr(extra, "help", None)]
+        described = [
+            extra for extra in get_args(parameter.annotation)[1:] if getattr(extra, "help", None)
+        ]
         assert described, parameter.name
 
 
@@ -54,7 +58,9 @@ def test_help_shows_brackets_as_they_are_written() -> None:
     assert "[ties;default0.2]" in re.sub(r"[│\s]+", "", call("merge", "--help").out)
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("lss", "ls"), ("merg", "merge"), ("exprot", "export"), ("tran", "train")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("lss", "ls"), ("merg", "merge"), ("exprot", "export"), ("tran", "train")]
+)
 def test_an_unknown_command_is_exit_2_with_the_nearest(typed: str, meant: str) -> None:
     said = run(typed)
     assert said.code == 2
@@ -63,7 +69,17 @@ def test_an_unknown_command_is_exit_2_with_the_nearest(typed: str, meant: str) -
     assert said.out == ""
 
 
-@pytest.mark.parametrize("words", [["ls", "--nope"], ["add"], ["tag", "one"], ["merge", "--rank"], ["show", "a", "b"], ["base", "nope"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls", "--nope"],
+        ["add"],
+        ["tag", "one"],
+        ["merge", "--rank"],
+        ["show", "a", "b"],
+        ["base", "nope"],
+    ],
+)
 def test_a_wrong_call_is_exit_2(words: list[str]) -> None:
     said = call(*words)
     assert said.code == 2
@@ -71,7 +87,14 @@ def test_a_wrong_call_is_exit_2(words: list[str]) -> None:
     assert said.err
 
 
-@pytest.mark.parametrize("words", [["ls", "--nope", "--json"], ["add", "--json"], ["merge", "a", "b", "--workers", "x", "--json"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls", "--nope", "--json"],
+        ["add", "--json"],
+        ["merge", "a", "b", "--workers", "x", "--json"],
+    ],
+)
 def test_a_wrong_call_with_json_is_told_in_json(words: list[str]) -> None:
     said = call(*words)
     assert said.code == 2
@@ -92,7 +115,9 @@ def test_a_wrong_call_with_json_is_told_in_json(words: list[str]) -> None:
         (["base", "add", ".", "--revision", "main"], ExitCode.USAGE),
     ],
 )
-def test_an_error_with_json_is_one_json_line_on_stderr(words: list[str], code: ExitCode, tmp_path: Path) -> None:
+def test_an_error_with_json_is_one_json_line_on_stderr(
+    words: list[str], code: ExitCode, tmp_path: Path
+) -> None:
     said = call(*words, "--json")
     assert said.code == code
     assert said.out == ""
@@ -107,14 +132,18 @@ def test_exit_codes_are_those_of_the_design() -> None:
     }  # fmt: skip
 
 
-def test_a_bug_is_told_as_one_and_its_traceback_is_for_debug(store: Store, make_adapter: AdapterMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_told_as_one_and_its_traceback_is_for_debug(
+    store: Store, make_adapter: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("one in a million")
 
     monkeypatch.setattr(Store, "entries", broken)
     plain = call("ls")
     assert plain.code == 1
-    assert "Something went wrong inside adapterhub: ZeroDivisionError: one in a million" in plain.err
+    assert (
+        "Something went wrong inside adapterhub: ZeroDivisionError: one in a million" in plain.err
+    )
     assert "--debug" in plain.err
     assert "Traceback" not in plain.err
     assert "Traceback" in call("ls", "--debug").err
@@ -145,8 +174,12 @@ def test_a_broken_plugin_takes_nothing_else_down(tmp_path: Path) -> None:
     """Another package's command that can't be imported: the rest works, and its own name says what is wrong."""
     plugin = tmp_path / "site"
     (plugin / "broken-1.0.dist-info").mkdir(parents=True)
-    (plugin / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (plugin / "broken-1.0.dist-info" / "entry_points.txt").write_text("[adapterhub.commands]\nbroken = broken_module:command\n")
+    (plugin / "broken-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n"
+    )
+    (plugin / "broken-1.0.dist-info" / "entry_points.txt").write_text(
+        "[adapterhub.commands]\nbroken = broken_module:command\n"
+    )
     (plugin / "broken_module.py").write_text("1 / 0\n")
     for words in (["--help"], ["ls"], ["lss"], ["train", "--help"]):
         said = run(*words, PYTHONPATH=str(plugin))
@@ -157,8 +190,12 @@ def test_a_broken_plugin_takes_nothing_else_down(tmp_path: Path) -> None:
 def test_a_plugin_cannot_take_the_place_of_a_command(tmp_path: Path, store: Store) -> None:
     plugin = tmp_path / "site"
     (plugin / "thief-1.0.dist-info").mkdir(parents=True)
-    (plugin / "thief-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: thief\nVersion: 1.0\n")
-    (plugin / "thief-1.0.dist-info" / "entry_points.txt").write_text("[adapterhub.commands]\nrm = thief:rm\n")
+    (plugin / "thief-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: thief\nVersion: 1.0\n"
+    )
+    (plugin / "thief-1.0.dist-info" / "entry_points.txt").write_text(
+        "[adapterhub.commands]\nrm = thief:rm\n"
+    )
     (plugin / "thief.py").write_text('def rm() -> None:\n    """Stolen."""\n    print("stolen")\n')
     assert "Stolen" not in run("--help", PYTHONPATH=str(plugin)).out
     assert "stolen" not in run("rm", "x", PYTHONPATH=str(plugin)).out
@@ -176,8 +213,13 @@ def test_completion_names_the_commands() -> None:
     assert "Traceback" not in said.err
 
 
-def test_the_program_finds_its_store_where_the_environment_says(tmp_path: Path, make_adapter: AdapterMaker) -> None:
+def test_the_program_finds_its_store_where_the_environment_says(
+    tmp_path: Path, make_adapter: AdapterMaker
+) -> None:
     folder = make_adapter("tone")
     assert run("add", folder, ADAPTERHUB_HOME=str(tmp_path / "elsewhere")).code == 0
-    assert json.loads(run("ls", "--json", ADAPTERHUB_HOME=str(tmp_path / "elsewhere")).out)[0]["name"] == "tone"
+    assert (
+        json.loads(run("ls", "--json", ADAPTERHUB_HOME=str(tmp_path / "elsewhere")).out)[0]["name"]
+        == "tone"
+    )
     assert run("ls", "-q").out == ""

@@ -16,7 +16,9 @@ from tests.store.watching import left_over, listing
 from tests.support.adapters import AdapterMaker
 from tests.support.models import ModelMaker
 
-SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+SIGNALS = pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"]
+)
 WIDE = {f"model.layers.{layer}.self_attn.q_proj": (2048, 2048) for layer in range(40)}
 
 
@@ -24,11 +26,18 @@ def big_adapter(folder: Path, megabytes: int) -> Path:
     """A no-op adapter of that size whose file is one hole: quick to make, slow to copy."""
     width = megabytes * 2**20 // 2 // 4
     name = "base_model.model.model.layers.0.self_attn.q_proj"
-    header = table_of({f"{name}.lora_A.weight": ("F32", [1, width], b""), f"{name}.lora_B.weight": ("F32", [width, 1], b"")})
+    header = table_of(
+        {
+            f"{name}.lora_A.weight": ("F32", [1, width], b""),
+            f"{name}.lora_B.weight": ("F32", [width, 1], b""),
+        }
+    )
     for place, entry in enumerate(header.values()):
         entry["data_offsets"] = [place * width * 4, (place + 1) * width * 4]
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
+    )
     head = file_of(header)
     with (folder / "adapter_model.safetensors").open("wb") as file:
         file.write(head)
@@ -36,7 +45,9 @@ def big_adapter(folder: Path, megabytes: int) -> Path:
     return folder
 
 
-def interrupted(number: int, tmp_path: Path, words: list[str | Path], when: Callable[[str], bool]) -> str:
+def interrupted(
+    number: int, tmp_path: Path, words: list[str | Path], when: Callable[[str], bool]
+) -> str:
     """Runs a command, sends the signal once `when(what it has said)` holds, and returns its stderr."""
     heard = tmp_path / "stderr"
     running = start(*words, stderr=heard)
@@ -60,7 +71,9 @@ def home(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> Path:
 
 
 @SIGNALS
-def test_an_add_that_is_interrupted_leaves_no_trace(number: int, home: Path, tmp_path: Path) -> None:
+def test_an_add_that_is_interrupted_leaves_no_trace(
+    number: int, home: Path, tmp_path: Path
+) -> None:
     folder = big_adapter(tmp_path / "big", 400)
     before = listing(home)
     copying = home / "store" / "tmp"
@@ -76,7 +89,9 @@ def test_an_add_that_is_interrupted_leaves_no_trace(number: int, home: Path, tmp
 
 
 @SIGNALS
-def test_an_add_is_interrupted_while_its_values_are_checked_too(number: int, home: Path, tmp_path: Path) -> None:
+def test_an_add_is_interrupted_while_its_values_are_checked_too(
+    number: int, home: Path, tmp_path: Path
+) -> None:
     folder = big_adapter(tmp_path / "big", 800)
     whole = (folder / "adapter_model.safetensors").stat().st_size
     before = listing(home)
@@ -97,7 +112,17 @@ def test_a_merge_that_is_interrupted_stores_nothing(
     for seed in range(2):
         store.add_folder(make_adapter(f"wide{seed}", modules=WIDE, rank=8, seed=seed))
     before = listing(home)
-    words: list[str | Path] = ["merge", "wide0", "wide1", "--method", "ties", "--name", "merged", "--workers", "1"]
+    words: list[str | Path] = [
+        "merge",
+        "wide0",
+        "wide1",
+        "--method",
+        "ties",
+        "--name",
+        "merged",
+        "--workers",
+        "1",
+    ]
     said = interrupted(number, tmp_path, words, lambda heard: "Merging" in heard)
     assert "Interrupted" in said
     assert "Traceback" not in said
@@ -110,7 +135,12 @@ def test_a_merge_that_is_interrupted_stores_nothing(
 
 @SIGNALS
 def test_an_export_that_is_interrupted_leaves_no_folder(
-    number: int, home: Path, store: Store, make_adapter: AdapterMaker, tiny: ModelMaker, tmp_path: Path
+    number: int,
+    home: Path,
+    store: Store,
+    make_adapter: AdapterMaker,
+    tiny: ModelMaker,
+    tmp_path: Path,
 ) -> None:
     base = big_base(tiny, tmp_path)
     store.add_folder(make_adapter("tone", modules={"model.layers.0.self_attn.q_proj": (64, 64)}))
@@ -146,7 +176,9 @@ def big_base(tiny: ModelMaker, tmp_path: Path) -> Path:
     shutil.copytree(tiny.llama(), base)
     (base / "model.safetensors").rename(base / "model-00001-of-00002.safetensors")
     size = 600 * 2**20
-    head = file_of({"model.extra.weight": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}})
+    head = file_of(
+        {"model.extra.weight": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    )
     with (base / "model-00002-of-00002.safetensors").open("wb") as file:
         file.write(head)
         file.truncate(len(head) + size)
@@ -155,12 +187,16 @@ def big_base(tiny: ModelMaker, tmp_path: Path) -> Path:
     with TensorFile(base / "model-00001-of-00002.safetensors") as first:
         names = dict.fromkeys(first.infos, "model-00001-of-00002.safetensors")
     names["model.extra.weight"] = "model-00002-of-00002.safetensors"
-    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (base / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": names})
+    )
     return base
 
 
 def test_what_was_interrupted_works_the_next_time(home: Path, tmp_path: Path) -> None:
     folder = big_adapter(tmp_path / "big", 200)
     copying = home / "store" / "tmp"
-    interrupted(signal.SIGINT, tmp_path, ["add", folder, "--name", "big"], lambda _: any(copying.iterdir()))
+    interrupted(
+        signal.SIGINT, tmp_path, ["add", folder, "--name", "big"], lambda _: any(copying.iterdir())
+    )
     assert call("add", folder, "--name", "big").code == 0

@@ -38,7 +38,11 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
 
 @pytest.fixture
 def words(
-    request: pytest.FixtureRequest, store: Store, make_adapter: AdapterMaker, tiny_llama: Path, tmp_path: Path
+    request: pytest.FixtureRequest,
+    store: Store,
+    make_adapter: AdapterMaker,
+    tiny_llama: Path,
+    tmp_path: Path,
 ) -> list[str]:
     """The words of the command in a store with three names of two adapters, and a base."""
     store.add_folder(make_adapter("tone"), name="support/tone")
@@ -63,13 +67,20 @@ EVERY = pytest.mark.parametrize("words", COMMANDS, indirect=True)
 def test_json_is_one_value_on_stdout_and_nothing_else(words: list[str]) -> None:
     said = call(*words, "--json")
     assert said.code == 0, said.err
-    assert isinstance(said.json, list if words[0] in ("ls", "log", "rm") or words == ["methods"] or words[1] == "ls" else dict)
+    assert isinstance(
+        said.json,
+        list
+        if words[0] in ("ls", "log", "rm") or words == ["methods"] or words[1] == "ls"
+        else dict,
+    )
     assert json.loads(json.dumps(said.json, allow_nan=False)) == said.json
     assert "\x1b" not in said.out
 
 
 @EVERY
-def test_quiet_is_ids_only_and_a_silent_stderr(words: list[str], request: pytest.FixtureRequest) -> None:
+def test_quiet_is_ids_only_and_a_silent_stderr(
+    words: list[str], request: pytest.FixtureRequest
+) -> None:
     said = call(*words, "-q")
     assert said.code == 0, said.err
     assert re.fullmatch(COMMANDS[request.node.callspec.params["words"]][1], said.out.rstrip("\n"))
@@ -87,7 +98,9 @@ def test_a_pipe_gets_plain_complete_text(words: list[str]) -> None:
     assert "Traceback" not in said.err
 
 
-def test_a_piped_table_is_tab_separated_with_a_header(store: Store, make_adapter: AdapterMaker) -> None:
+def test_a_piped_table_is_tab_separated_with_a_header(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
     long = "n" * 90 + "/" + "a" * 90 + ":" + "t" * 90
     store.add_folder(make_adapter(base="org/" + "x" * 90), name=long)
     header, row = (line.split("\t") for line in call("ls").out.splitlines())
@@ -97,12 +110,20 @@ def test_a_piped_table_is_tab_separated_with_a_header(store: Store, make_adapter
     assert "org/" + "x" * 90 in row
 
 
-def test_json_of_ls_has_whole_digests_and_raw_sizes(store: Store, make_adapter: AdapterMaker) -> None:
+def test_json_of_ls_has_whole_digests_and_raw_sizes(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
     added = store.add_folder(make_adapter(), name="tone")
     (row,) = call("ls", "--json").json
     assert row["digest"] == added.digest
     assert row["size"] == added.manifest.size
-    assert (row["name"], row["rank"], row["alpha"], row["base"], row["targets"]) == ("tone", 4, 8, "org/tiny", ["q_proj", "v_proj"])
+    assert (row["name"], row["rank"], row["alpha"], row["base"], row["targets"]) == (
+        "tone",
+        4,
+        8,
+        "org/tiny",
+        ["q_proj", "v_proj"],
+    )
 
 
 def test_an_empty_store_is_an_empty_table_and_says_what_to_do(tmp_path: Path) -> None:
@@ -115,7 +136,9 @@ def test_an_empty_store_is_an_empty_table_and_says_what_to_do(tmp_path: Path) ->
     assert not (tmp_path / "home").exists()
 
 
-def test_show_tells_everything_known(store: Store, make_adapter: AdapterMaker, tiny_llama: Path) -> None:
+def test_show_tells_everything_known(
+    store: Store, make_adapter: AdapterMaker, tiny_llama: Path
+) -> None:
     folder = make_adapter(rank_pattern={"v_proj": 2}, base="/content/gemma")
     (folder / "README.md").write_text("hello")
     digest = store.add_folder(folder, name="tone", base=str(tiny_llama)).digest
@@ -125,7 +148,11 @@ def test_show_tells_everything_known(store: Store, make_adapter: AdapterMaker, t
     assert found["names"] == ["tone"]
     assert found["base"]["claimed"] == "/content/gemma"
     assert found["base"]["fingerprint"].startswith("sha256:")
-    assert {entry["path"] for entry in found["files"]} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert {entry["path"] for entry in found["files"]} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert len(found["modules"]) == 4
     assert "perplexity" in json.dumps(found["attestations"])
     assert "given as a path" in json.dumps(found["notes"])
@@ -133,12 +160,27 @@ def test_show_tells_everything_known(store: Store, make_adapter: AdapterMaker, t
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("tonne", "tone"), ("tone", "support/tone"), ("suport/tone", "support/tone"), ("support/tone:v3", "support/tone")],
+    [
+        ("tonne", "tone"),
+        ("tone", "support/tone"),
+        ("suport/tone", "support/tone"),
+        ("support/tone:v3", "support/tone"),
+    ],
 )
-def test_an_unknown_name_is_exit_4_with_did_you_mean(typed: str, meant: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_an_unknown_name_is_exit_4_with_did_you_mean(
+    typed: str, meant: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     store.add_folder(make_adapter(), name="tone" if typed == "tonne" else "support/tone")
     with unchanged(tmp_path / "home"):
-        for words in (["show", typed], ["checkout", typed, "out"], ["tag", typed, "x"], ["rm", typed, "--yes"], ["merge", typed, meant], ["diff", meant, typed], ["export", typed, "-o", "out"]):
+        for words in (
+            ["show", typed],
+            ["checkout", typed, "out"],
+            ["tag", typed, "x"],
+            ["rm", typed, "--yes"],
+            ["merge", typed, meant],
+            ["diff", meant, typed],
+            ["export", typed, "-o", "out"],
+        ):
             said = call(*words, "--json")
             assert said.code == 4, words
             assert typed in said.error["what"]
@@ -181,7 +223,12 @@ def test_an_unknown_digest_is_exit_4(store: Store, make_adapter: AdapterMaker) -
     ],
 )
 def test_a_wrong_method_or_parameter_is_exit_2_naming_the_range(
-    words: list[str], code: int, parts: list[str], store: Store, make_adapter: AdapterMaker, tmp_path: Path
+    words: list[str],
+    code: int,
+    parts: list[str],
+    store: Store,
+    make_adapter: AdapterMaker,
+    tmp_path: Path,
 ) -> None:
     store.add_folder(make_adapter("one"))
     store.add_folder(make_adapter("two", seed=1))
@@ -205,15 +252,23 @@ def test_a_base_that_is_known_to_differ_is_exit_5_saying_what_differs(
     assert "org/tiny" in said.error["why"]
     assert "org/other" in said.error["why"]
     assert "--allow-mismatch" in said.error["hint"]
-    done = call("add", tmp_path / "adapters" / "tone", "--base", tiny_llama, "--allow-mismatch", "--json")
+    done = call(
+        "add", tmp_path / "adapters" / "tone", "--base", tiny_llama, "--allow-mismatch", "--json"
+    )
     assert done.code == 0
     attested = json.dumps(call("show", "tone", "--json").json["attestations"])
     assert "the repository differs" in attested
 
 
 @pytest.mark.parametrize("wrong", ["modules", "shapes"])
-def test_an_adapter_of_other_modules_or_shapes_does_not_fit(wrong: str, store: Store, make_adapter: AdapterMaker, tiny_llama: Path, tmp_path: Path) -> None:
-    modules = {"model.layers.7.self_attn.q_proj": (64, 64)} if wrong == "modules" else {"model.layers.0.self_attn.q_proj": (64, 32)}
+def test_an_adapter_of_other_modules_or_shapes_does_not_fit(
+    wrong: str, store: Store, make_adapter: AdapterMaker, tiny_llama: Path, tmp_path: Path
+) -> None:
+    modules = (
+        {"model.layers.7.self_attn.q_proj": (64, 64)}
+        if wrong == "modules"
+        else {"model.layers.0.self_attn.q_proj": (64, 32)}
+    )
     folder = make_adapter("tone", modules=modules, base=None)
     store.add_folder(make_adapter("good", seed=1))
     with unchanged(tmp_path / "home"):
@@ -222,7 +277,9 @@ def test_an_adapter_of_other_modules_or_shapes_does_not_fit(wrong: str, store: S
     assert ("not in" if wrong == "modules" else "[64, 32]") in said.error["why"]
 
 
-def test_a_base_that_is_not_here_is_exit_4_saying_how_to_get_it(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_base_that_is_not_here_is_exit_4_saying_how_to_get_it(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     store.add_folder(make_adapter("good", seed=1))
     folder = make_adapter("tone")
     with unchanged(tmp_path / "home"):
@@ -232,7 +289,9 @@ def test_a_base_that_is_not_here_is_exit_4_saying_how_to_get_it(store: Store, ma
             assert said.error["hint"]
 
 
-def test_rm_off_a_terminal_refuses_and_names_the_flag(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_rm_off_a_terminal_refuses_and_names_the_flag(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     store.add_folder(make_adapter(), name="tone")
     with unchanged(tmp_path / "home"):
         said = call("rm", "tone", "--json")
@@ -242,7 +301,9 @@ def test_rm_off_a_terminal_refuses_and_names_the_flag(store: Store, make_adapter
     assert call("rm", "tone", "--yes").code == 0
 
 
-def test_rm_takes_one_tag_or_all_of_a_name_and_says_how_to_undo_it(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_rm_takes_one_tag_or_all_of_a_name_and_says_how_to_undo_it(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     digest = store.add_folder(make_adapter(), name="tone").digest
     for name in ("tone:v1", "tone:v2", "ns/tone"):
         call("tag", "tone", name)
@@ -258,7 +319,9 @@ def test_rm_takes_one_tag_or_all_of_a_name_and_says_how_to_undo_it(store: Store,
     assert store.resolve("tone").digest == digest
 
 
-def test_rm_of_several_is_all_or_none(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_rm_of_several_is_all_or_none(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     store.add_folder(make_adapter(), name="tone")
     with unchanged(tmp_path / "home"):
         assert call("rm", "tone", "nobody", "--yes").code == 4
@@ -275,20 +338,30 @@ def test_a_second_add_says_that_nothing_changed(store: Store, make_adapter: Adap
     assert call("add", folder, "--json").json["created"] is False
 
 
-def test_a_taken_tag_hints_only_at_flags_that_tag_has(store: Store, make_adapter: AdapterMaker) -> None:
+def test_a_taken_tag_hints_only_at_flags_that_tag_has(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
     store.add_folder(make_adapter("one"))
     store.add_folder(make_adapter("two", seed=1))
     said = call("tag", "one", "two")
     assert said.code == 1
     assert "--move" in said.err
-    assert set(re.findall(r"--[a-z-]+", said.err)) <= set(re.findall(r"--[a-z-]+", call("tag", "--help").out))
+    assert set(re.findall(r"--[a-z-]+", said.err)) <= set(
+        re.findall(r"--[a-z-]+", call("tag", "--help").out)
+    )
 
 
-def test_the_log_is_newest_first_and_of_all_tags_of_a_name(store: Store, make_adapter: AdapterMaker) -> None:
+def test_the_log_is_newest_first_and_of_all_tags_of_a_name(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
     store.add_folder(make_adapter("one"))
     call("tag", "one", "one:v1")
     call("tag", "one", "two")
     rows = call("log", "--json").json
-    assert [(row["op"], row["ref"]) for row in rows] == [("tag", "two"), ("tag", "one:v1"), ("add", "one")]
+    assert [(row["op"], row["ref"]) for row in rows] == [
+        ("tag", "two"),
+        ("tag", "one:v1"),
+        ("add", "one"),
+    ]
     assert [row["ref"] for row in call("log", "one", "--json").json] == ["one:v1", "one"]
     assert all(row["after"].startswith("sha256:") for row in rows)

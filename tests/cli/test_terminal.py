@@ -26,7 +26,7 @@ def home(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> Path:
 
 def test_a_terminal_gets_a_table_with_aligned_columns(home: Path) -> None:
     lines = on_a_terminal("ls", width=200).out.replace("\r", "").splitlines()
-    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in lines]
     header = next(line for line in plain if line.startswith("name"))
     rows = [line for line in plain if "support/tone" in line or line.startswith("other")]
     assert len(rows) == 2
@@ -42,7 +42,11 @@ def test_a_narrow_terminal_folds_and_never_cuts(home: Path) -> None:
 
 
 def test_no_color_means_no_escape_at_all(home: Path, tmp_path: Path) -> None:
-    for words in (["ls"], ["show", "nobody"], ["add", str(tmp_path / "adapters" / "tone"), "--name", "again"]):
+    for words in (
+        ["ls"],
+        ["show", "nobody"],
+        ["add", str(tmp_path / "adapters" / "tone"), "--name", "again"],
+    ):
         assert "\x1b[3" not in on_a_terminal(*words, NO_COLOR="1").out
 
 
@@ -70,7 +74,9 @@ def test_ctrl_c_at_the_question_removes_nothing(home: Path) -> None:
     assert "Traceback" not in shown.out
 
 
-@pytest.mark.parametrize("words", ["ls --json", "log", "show support/tone --modules --json", "--help"])
+@pytest.mark.parametrize(
+    "words", ["ls --json", "log", "show support/tone --modules --json", "--help"]
+)
 def test_a_reader_that_leaves_early_is_no_error(words: str, home: Path) -> None:
     journal = home / "store" / "log" / "refs.jsonl"
     journal.write_bytes(journal.read_bytes() * 2000)  # more than a pipe holds
@@ -86,11 +92,16 @@ def test_a_reader_that_leaves_early_is_no_error(words: str, home: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_any_encoding_of_the_output_will_do(encoding: str, home: Path, store: Store, make_adapter: AdapterMaker) -> None:
+def test_any_encoding_of_the_output_will_do(
+    encoding: str, home: Path, store: Store, make_adapter: AdapterMaker
+) -> None:
     store.add_folder(make_adapter("unknown", base=None, seed=5))
     for words in (["ls"], ["show", "unknown"], ["methods"]):
         said = subprocess.run(
-            [PROGRAM, *words], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False
+            [PROGRAM, *words],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            check=False,
         )
         assert said.returncode == 0, said.stderr
         assert b"Something went wrong" not in said.stderr
@@ -102,6 +113,11 @@ def test_json_on_a_terminal_is_json(home: Path) -> None:
 
 def test_closed_streams_are_no_bug(home: Path) -> None:
     """As under some daemons: no stdin, no stderr."""
-    done = subprocess.run(["bash", "-c", '"$0" ls -q 2>&- <&-', str(PROGRAM)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", '"$0" ls -q 2>&- <&-', str(PROGRAM)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0
     assert done.stdout.split() == ["other", "support/tone"]

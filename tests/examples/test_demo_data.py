@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import tarfile
+import time
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -53,3 +55,22 @@ def test_a_file_with_another_checksum_is_refused_and_leaves_nothing(
     with pytest.raises(demo_data.DemoDataError, match="expected bcc37c64"):
         demo_data.obtain_data(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refuses", "never answers"])
+def test_a_hub_that_cannot_be_reached_costs_seconds(
+    demo_data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answers:
+            server.listen()  # connections are taken, and nobody ever reads them
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(demo_data, "HUB_TIMEOUT_SECONDS", 0.5)
+        said: list[str] = []
+        began = time.monotonic()
+        assert demo_data._base_from_hub(tmp_path, said.append) is None
+        assert time.monotonic() - began < 5
+    assert "using the package instead" in said[-1]

@@ -11,7 +11,9 @@ Tensors = Mapping[str, tuple[str, list[int], bytes]]
 """Name -> dtype, shape, bytes."""
 
 
-def file_of(header: Mapping[str, Any] | bytes, data: bytes = b"", *, length: int | None = None) -> bytes:
+def file_of(
+    header: Mapping[str, Any] | bytes, data: bytes = b"", *, length: int | None = None
+) -> bytes:
     """A file with this header (JSON or raw bytes) and data; `length` is announced in place of the header's own."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
@@ -34,7 +36,13 @@ def sound_file(tensors: Tensors, *, padding: int = 0) -> bytes:
 
 
 def pair(
-    module: str, *, rank: int = 4, width: int = 64, out: int = 64, dtype: str = "F32", fill: bytes = b"\0\0\0\0"
+    module: str,
+    *,
+    rank: int = 4,
+    width: int = 64,
+    out: int = 64,
+    dtype: str = "F32",
+    fill: bytes = b"\0\0\0\0",
 ) -> dict[str, tuple[str, list[int], bytes]]:
     """lora_A and lora_B of one module, every value the bytes `fill`."""
     name = f"base_model.model.{module}"

@@ -31,7 +31,10 @@ def rewritten(folder: Path, change: Any, **config: Any) -> Path:
     target.mkdir()
     document = json.loads((folder / "adapter_config.json").read_text())
     (target / "adapter_config.json").write_text(json.dumps({**document, **config}))
-    save_file(change(load_file(folder / "adapter_model.safetensors")), target / "adapter_model.safetensors")
+    save_file(
+        change(load_file(folder / "adapter_model.safetensors")),
+        target / "adapter_model.safetensors",
+    )
     return target
 
 
@@ -40,11 +43,18 @@ def renamed(before: str, after: str) -> Any:
 
 
 def added(**tensors: torch.Tensor) -> Any:
-    return lambda old: {**old, **{name.replace("__", "."): tensor for name, tensor in tensors.items()}}
+    return lambda old: {
+        **old,
+        **{name.replace("__", "."): tensor for name, tensor in tensors.items()},
+    }
 
 
-def test_modules_ranks_and_scales_come_from_config_and_tensors_together(make_adapter: AdapterMaker) -> None:
-    facts, _, notes = judge(make_adapter(rank=4, alpha=8, rank_pattern={"v_proj": 2}, alpha_pattern={"v_proj": 3}))
+def test_modules_ranks_and_scales_come_from_config_and_tensors_together(
+    make_adapter: AdapterMaker,
+) -> None:
+    facts, _, notes = judge(
+        make_adapter(rank=4, alpha=8, rank_pattern={"v_proj": 2}, alpha_pattern={"v_proj": 3})
+    )
     assert facts.kind == "lora"
     assert {name.rpartition(".")[2]: (m.rank, m.scaling) for name, m in facts.modules.items()} == {
         "q_proj": (4, 2.0),
@@ -72,7 +82,9 @@ DIALECTS = {
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_every_dialect_has_the_same_modules_and_content(dialect: str, make_adapter: AdapterMaker) -> None:
+def test_every_dialect_has_the_same_modules_and_content(
+    dialect: str, make_adapter: AdapterMaker
+) -> None:
     plain = make_adapter()
     facts, content, _ = judge(plain)
     other, same_content, _ = judge(rewritten(plain, DIALECTS[dialect]))
@@ -87,7 +99,9 @@ def test_the_content_is_that_of_values_names_and_dtype(make_adapter: AdapterMake
         judge(rewritten(plain, change))[1]
         for change in (
             lambda tensors: tensors,
-            lambda tensors: {name: tensor + (tensor == tensor.max()) * 1e-7 for name, tensor in tensors.items()},
+            lambda tensors: {
+                name: tensor + (tensor == tensor.max()) * 1e-7 for name, tensor in tensors.items()
+            },
             lambda tensors: {name: tensor.bfloat16() for name, tensor in tensors.items()},
             renamed("layers.0", "layers.2"),
         )
@@ -98,7 +112,12 @@ def test_the_content_is_that_of_values_names_and_dtype(make_adapter: AdapterMake
 
 def test_a_config_is_no_part_of_the_content(make_adapter: AdapterMaker) -> None:
     plain = make_adapter()
-    assert judge(rewritten(plain, lambda tensors: tensors, lora_alpha=99, base_model_name_or_path=None))[1] == judge(plain)[1]
+    assert (
+        judge(
+            rewritten(plain, lambda tensors: tensors, lora_alpha=99, base_model_name_or_path=None)
+        )[1]
+        == judge(plain)[1]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
@@ -106,9 +125,13 @@ def test_every_dtype_is_named(dtype: str, make_adapter: AdapterMaker) -> None:
     assert judge(make_adapter(dtype=dtype))[0].dtype == dtype
 
 
-@pytest.mark.parametrize(("dtype", "name"), [(torch.float8_e4m3fn, "float8_e4m3fn"), (torch.float8_e5m2, "float8_e5m2")])
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float8_e4m3fn, "float8_e4m3fn"), (torch.float8_e5m2, "float8_e5m2")]
+)
 def test_float8_is_read(dtype: torch.dtype, name: str, make_adapter: AdapterMaker) -> None:
-    folder = rewritten(make_adapter(), lambda tensors: {key: value.to(dtype) for key, value in tensors.items()})
+    folder = rewritten(
+        make_adapter(), lambda tensors: {key: value.to(dtype) for key, value in tensors.items()}
+    )
     assert judge(folder)[0].dtype == name
 
 
@@ -148,12 +171,20 @@ KEPT: dict[str, tuple[Any, dict[str, Any], str]] = {
         f"trained biases: {Q}.bias",
     ),
     "magnitudes of DoRA": (
-        added(base_model__model__model__layers__0__self_attn__q_proj__lora_magnitude_vector=torch.ones(64)),
+        added(
+            base_model__model__model__layers__0__self_attn__q_proj__lora_magnitude_vector=torch.ones(
+                64
+            )
+        ),
         {"use_dora": True},
         "DoRA",
     ),
     "magnitudes without use_dora": (
-        added(base_model__model__model__layers__0__self_attn__q_proj__lora_magnitude_vector=torch.ones(64)),
+        added(
+            base_model__model__model__layers__0__self_attn__q_proj__lora_magnitude_vector=torch.ones(
+                64
+            )
+        ),
         {},
         "magnitude",
     ),
@@ -179,12 +210,18 @@ KEPT: dict[str, tuple[Any, dict[str, Any], str]] = {
         "enable_lora",
     ),
     "PiSSA": (lambda tensors: tensors, {"init_lora_weights": "pissa"}, "pissa"),
-    "a tensor nobody knows": (added(base_model__model__router__gate=torch.ones(3)), {}, "router.gate"),
+    "a tensor nobody knows": (
+        added(base_model__model__router__gate=torch.ones(3)),
+        {},
+        "router.gate",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", KEPT)
-def test_what_is_more_than_lora_is_kept_named_and_refused_by_name(case: str, make_adapter: AdapterMaker) -> None:
+def test_what_is_more_than_lora_is_kept_named_and_refused_by_name(
+    case: str, make_adapter: AdapterMaker
+) -> None:
     change, config, words = KEPT[case]
     facts, _, _ = judge(rewritten(make_adapter(), change, **config))
     assert words in "; ".join(facts.beyond_lora())
@@ -207,8 +244,14 @@ def test_what_is_more_than_lora_is_kept_named_and_refused_by_name(case: str, mak
         ("FUTURE_KIND", "whatever"),
     ],
 )
-def test_other_kinds_are_kept_and_refused_by_their_name(kind: str, tensor: str, make_adapter: AdapterMaker) -> None:
-    folder = rewritten(make_adapter(), lambda _: {f"base_model.model.{Q}.{tensor}": torch.ones(2, 2)}, peft_type=kind)
+def test_other_kinds_are_kept_and_refused_by_their_name(
+    kind: str, tensor: str, make_adapter: AdapterMaker
+) -> None:
+    folder = rewritten(
+        make_adapter(),
+        lambda _: {f"base_model.model.{Q}.{tensor}": torch.ones(2, 2)},
+        peft_type=kind,
+    )
     facts, _, _ = judge(folder)
     assert facts.kind == kind.lower()
     assert facts.modules == {}
@@ -217,23 +260,43 @@ def test_other_kinds_are_kept_and_refused_by_their_name(kind: str, tensor: str, 
 
 
 def test_prompt_tuning_has_no_modules_and_its_tensor_is_named(make_adapter: AdapterMaker) -> None:
-    folder = rewritten(make_adapter(), lambda _: {"prompt_embeddings": torch.ones(8, 64)}, peft_type="PROMPT_TUNING")
+    folder = rewritten(
+        make_adapter(),
+        lambda _: {"prompt_embeddings": torch.ones(8, 64)},
+        peft_type="PROMPT_TUNING",
+    )
     facts, _, _ = judge(folder)
     assert facts.lora() is None
     assert "prompt_embeddings" in "; ".join(facts.beyond_lora())
 
 
 NOTES: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "every B zero": (lambda t: {k: v * (0 if "lora_B" in k else 1) for k, v in t.items()}, {}, "every lora_B is zero"),
+    "every B zero": (
+        lambda t: {k: v * (0 if "lora_B" in k else 1) for k, v in t.items()},
+        {},
+        "every lora_B is zero",
+    ),
     "some B zero": (
         lambda t: {k: v * (0 if "layers.0" in k and "lora_B" in k else 1) for k, v in t.items()},
         {},
         "lora_B is zero in 2 of 4 modules",
     ),
-    "every A zero": (lambda t: {k: v * (0 if "lora_A" in k else 1) for k, v in t.items()}, {}, "changes nothing"),
+    "every A zero": (
+        lambda t: {k: v * (0 if "lora_A" in k else 1) for k, v in t.items()},
+        {},
+        "changes nothing",
+    ),
     "alpha 0": (lambda t: t, {"lora_alpha": 0}, "alpha is 0"),
-    "a target without tensors": (lambda t: t, {"target_modules": ["q_proj", "v_proj", "k_proj"]}, "targets k_proj"),
-    "a path for a base": (lambda t: t, {"base_model_name_or_path": "/content/gemma"}, "given as a path (/content/gemma)"),
+    "a target without tensors": (
+        lambda t: t,
+        {"target_modules": ["q_proj", "v_proj", "k_proj"]},
+        "targets k_proj",
+    ),
+    "a path for a base": (
+        lambda t: t,
+        {"base_model_name_or_path": "/content/gemma"},
+        "given as a path (/content/gemma)",
+    ),
     "no base": (lambda t: t, {"base_model_name_or_path": None}, "doesn't say which base"),
 }
 
@@ -246,7 +309,10 @@ def test_what_a_person_should_know_is_said_out_loud(case: str, make_adapter: Ada
 
 def test_two_adapters_in_one_file_are_refused(make_adapter: AdapterMaker) -> None:
     folder = rewritten(
-        make_adapter(), lambda t: {k.replace(".weight", f".{n}.weight"): v.clone() for k, v in t.items() for n in "ab"}
+        make_adapter(),
+        lambda t: {
+            k.replace(".weight", f".{n}.weight"): v.clone() for k, v in t.items() for n in "ab"
+        },
     )
     with pytest.raises(FormatError, match=r"Two tensors are both .*q_proj\.lora_A\.weight"):
         judge(folder)

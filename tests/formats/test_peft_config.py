@@ -21,13 +21,24 @@ MODULE = "model.layers.11.self_attn.q_proj"
 
 
 def config(**fields: Any) -> dict[str, Any]:
-    return {"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 8, "lora_alpha": 16, **fields}
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "org/base",
+        "r": 8,
+        "lora_alpha": 16,
+        **fields,
+    }
 
 
 def test_a_config_of_the_first_peft_versions_is_read() -> None:
     """0.2-0.4: no patterns, no use_rslora, modules_to_save null, and no version of itself."""
     found = parse_config(
-        config(target_modules=["q_proj", "v_proj"], merge_weights=False, fan_in_fan_out=False, modules_to_save=None)
+        config(
+            target_modules=["q_proj", "v_proj"],
+            merge_weights=False,
+            fan_in_fan_out=False,
+            modules_to_save=None,
+        )
     )
     assert (found.rank, found.alpha, found.use_rslora, found.modules_to_save) == (8, 16, False, ())
     assert found.module_scaling(MODULE, 8) == 2.0
@@ -38,13 +49,25 @@ def test_a_config_of_todays_peft_is_read() -> None:
     """Every field PEFT writes now, most of them null."""
     from peft import LoraConfig
 
-    fields = {k: sorted(v) if isinstance(v, set) else v for k, v in LoraConfig(r=4, lora_alpha=6).to_dict().items()}
+    fields = {
+        k: sorted(v) if isinstance(v, set) else v
+        for k, v in LoraConfig(r=4, lora_alpha=6).to_dict().items()
+    }
     found = parse_config(json.loads(json.dumps({**fields, "peft_type": "LORA"}, default=str)))
     assert (found.rank, found.alpha, found.bias, found.variants) == (4, 6, "none", ())
 
 
 def test_null_means_left_out() -> None:
-    fields = ("lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "modules_to_save", "revision")
+    fields = (
+        "lora_alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "use_dora",
+        "bias",
+        "modules_to_save",
+        "revision",
+    )
     assert parse_config(config(**dict.fromkeys(fields))) == parse_config(
         {"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 8}
     )
@@ -79,7 +102,9 @@ def test_null_means_left_out() -> None:
         ({"target_modules": 3}, "target_modules must be a list"),
     ],
 )
-def test_a_field_of_the_wrong_type_is_refused_by_its_name(fields: dict[str, Any], words: str) -> None:
+def test_a_field_of_the_wrong_type_is_refused_by_its_name(
+    fields: dict[str, Any], words: str
+) -> None:
     with pytest.raises(FormatError) as caught:
         parse_config(config(**fields))
     assert words in caught.value.what
@@ -95,13 +120,17 @@ def test_a_field_of_the_wrong_type_is_refused_by_its_name(fields: dict[str, Any]
         ({"fine_tune_type": "lora", "lora_parameters": {"rank": 16}}, "MLX"),
     ],
 )
-def test_what_is_no_peft_config_is_refused_saying_what_it_lacks(document: dict[str, Any], words: str) -> None:
+def test_what_is_no_peft_config_is_refused_saying_what_it_lacks(
+    document: dict[str, Any], words: str
+) -> None:
     with pytest.raises(FormatError) as caught:
         parse_config(document)
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff", b'{"r":1,"r":2}', b'{"r":NaN}', b'{"r":' + b"[" * 99_999])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{", b"\xff", b'{"r":1,"r":2}', b'{"r":NaN}', b'{"r":' + b"[" * 99_999]
+)
 def test_a_config_that_is_no_json_object_is_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "adapter_config.json"
     path.write_bytes(data)
@@ -131,7 +160,9 @@ def test_a_config_that_is_no_json_object_is_refused(data: bytes, tmp_path: Path)
         ("\x1b[31m", None),
     ],
 )
-def test_only_a_hub_id_is_a_repository_and_the_words_are_kept(claimed: object, repo: str | None) -> None:
+def test_only_a_hub_id_is_a_repository_and_the_words_are_kept(
+    claimed: object, repo: str | None
+) -> None:
     found = parse_config(config(base_model_name_or_path=claimed))
     assert found.base.repo == repo
     assert found.claimed_base == (claimed if isinstance(claimed, str) else "")
@@ -140,7 +171,10 @@ def test_only_a_hub_id_is_a_repository_and_the_words_are_kept(claimed: object, r
 def test_a_revision_counts_only_as_a_commit_of_a_repository() -> None:
     assert parse_config(config(revision=COMMIT)).base.revision == COMMIT
     assert parse_config(config(revision="main")).base.revision is None
-    assert parse_config(config(revision=COMMIT, base_model_name_or_path="./here")).base.revision is None
+    assert (
+        parse_config(config(revision=COMMIT, base_model_name_or_path="./here")).base.revision
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,15 +195,23 @@ def test_a_revision_counts_only_as_a_commit_of_a_repository() -> None:
         ({"init_lora_weights": True}, ""),
     ],
 )
-def test_what_changes_the_meaning_of_the_factors_is_named(fields: dict[str, Any], words: str) -> None:
+def test_what_changes_the_meaning_of_the_factors_is_named(
+    fields: dict[str, Any], words: str
+) -> None:
     variants = parse_config(config(**fields)).variants
     assert len(variants) == bool(words)
     assert words in " ".join(variants)
 
 
-@pytest.mark.parametrize("kind", ["ADALORA", "LOHA", "LOKR", "OFT", "IA3", "VERA", "PROMPT_TUNING", "adalora", "FUTURE_KIND"])
+@pytest.mark.parametrize(
+    "kind",
+    ["ADALORA", "LOHA", "LOKR", "OFT", "IA3", "VERA", "PROMPT_TUNING", "adalora", "FUTURE_KIND"],
+)
 def test_another_kind_is_read_as_what_it_says(kind: str) -> None:
-    assert parse_config({"peft_type": kind, "r": 8, "rank_pattern": {"q": [True, False]}}).peft_type == kind.upper()
+    assert (
+        parse_config({"peft_type": kind, "r": 8, "rank_pattern": {"q": [True, False]}}).peft_type
+        == kind.upper()
+    )
 
 
 def test_rank_stabilised_lora_scales_by_the_root() -> None:
@@ -178,13 +220,36 @@ def test_rank_stabilised_lora_scales_by_the_root() -> None:
     assert found.module_scaling("model.layers.0.mlp.up_proj", 16) == 4.0
 
 
-names = st.sampled_from(["q_proj", "layers.1.self_attn.q_proj", "layers.11.self_attn.q_proj", "proj", "model", MODULE, "self_attn"])
+names = st.sampled_from(
+    [
+        "q_proj",
+        "layers.1.self_attn.q_proj",
+        "layers.11.self_attn.q_proj",
+        "proj",
+        "model",
+        MODULE,
+        "self_attn",
+    ]
+)
 expressions = st.sampled_from(
-    [r".*\.q_proj", r"layers\.\d+\.self_attn\.q_proj", "q_proj|v_proj", r"layers\.(1|11)\..*", "[qv]_proj", "q.proj", ".*", "^model.*", "x*"]
+    [
+        r".*\.q_proj",
+        r"layers\.\d+\.self_attn\.q_proj",
+        "q_proj|v_proj",
+        r"layers\.(1|11)\..*",
+        "[qv]_proj",
+        "q.proj",
+        ".*",
+        "^model.*",
+        "x*",
+    ]
 )
 
 
-@given(st.lists(names | expressions, unique=True, max_size=4), st.sampled_from([MODULE, "model.layers.1.self_attn.v_proj", "lm_head", "q_proj"]))
+@given(
+    st.lists(names | expressions, unique=True, max_size=4),
+    st.sampled_from([MODULE, "model.layers.1.self_attn.v_proj", "lm_head", "q_proj"]),
+)
 def test_patterns_apply_to_the_modules_peft_applies_them_to(keys: list[str], module: str) -> None:
     from peft.utils.other import get_pattern_key
 

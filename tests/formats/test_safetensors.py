@@ -20,7 +20,11 @@ F4 = b"\0\0\0\0"
 
 
 def entry(dtype: object = "F32", shape: object = (1,), offsets: object = (0, 4)) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": offsets}
+    return {
+        "dtype": dtype,
+        "shape": list(shape) if isinstance(shape, tuple) else shape,
+        "data_offsets": offsets,
+    }
 
 
 def twice(name: str) -> bytes:
@@ -32,7 +36,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "only 0 bytes"),
     "shorter than a length": (b"\1\0\0\0", "only 4 bytes"),
     "prose": (b"This is no safetensors file at all, but somebody's notes.", "announces a header"),
-    "git lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "announces a header"),
+    "git lfs pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+        "announces a header",
+    ),
     "header longer than the file": (file_of({}, length=1000), "announces a header of 1000 bytes"),
     "header of 2^63 bytes": (file_of({}, length=2**63), "announces a header"),
     "header of 2^64-1 bytes": (file_of({}, length=2**64 - 1), "announces a header"),
@@ -45,7 +52,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     "a number of 5000 digits": (file_of(b'{"a":' + b"9" * 5000 + b"}"), "not JSON"),
     "a tensor twice": (file_of(twice("x"), F4), "twice"),
     "entry no table": (file_of({"x": 3}), "lacks dtype"),
-    "entry without shape": (file_of({"x": {"dtype": "F32", "data_offsets": [0, 4]}}, F4), "lacks dtype, shape"),
+    "entry without shape": (
+        file_of({"x": {"dtype": "F32", "data_offsets": [0, 4]}}, F4),
+        "lacks dtype, shape",
+    ),
     "metadata of numbers": (file_of({"__metadata__": {"a": 1}}), "__metadata__"),
     "metadata null": (file_of({"__metadata__": None}), "__metadata__"),
     "unknown dtype": (file_of({"x": entry("F128")}, F4), "unknown dtype 'F128'"),
@@ -59,26 +69,50 @@ LIES: dict[str, tuple[bytes, str]] = {
     "shape of fractions": (file_of({"x": entry(shape=(1.0,))}, F4), "no valid shape"),
     "shape of texts": (file_of({"x": entry(shape=("1",))}, F4), "no valid shape"),
     "shape of 64 dimensions": (file_of({"x": entry(shape=(1,) * 64)}, F4), "no valid shape"),
-    "shape times dtype not the bytes": (file_of({"x": entry(shape=(2,))}, F4), "needs 8 bytes, its offsets give 4"),
+    "shape times dtype not the bytes": (
+        file_of({"x": entry(shape=(2,))}, F4),
+        "needs 8 bytes, its offsets give 4",
+    ),
     "size bomb": (file_of({"x": entry(shape=(2**40, 2**40))}, F4), "needs"),
-    "size bomb that overflows 64 bits to 4": (file_of({"x": entry(shape=(2**47, 2**47, 2**47, 2))}, F4), "needs"),
-    "size bomb in the offsets": (file_of({"x": entry(shape=(2**38,), offsets=(0, 2**40))}, F4), "but the file has"),
+    "size bomb that overflows 64 bits to 4": (
+        file_of({"x": entry(shape=(2**47, 2**47, 2**47, 2))}, F4),
+        "needs",
+    ),
+    "size bomb in the offsets": (
+        file_of({"x": entry(shape=(2**38,), offsets=(0, 2**40))}, F4),
+        "but the file has",
+    ),
     "offsets behind the end": (file_of({"x": entry(offsets=(4, 8))}, F4), "but the file has"),
     "data cut off": (file_of({"x": entry(shape=(100,), offsets=(0, 400))}, F4 * 99), "truncated"),
     "offsets backwards": (file_of({"x": entry(offsets=(4, 0))}, F4), "no valid data_offsets"),
     "offsets negative": (file_of({"x": entry(offsets=(-4, 0))}, F4), "no valid data_offsets"),
-    "offsets of truths": (file_of({"x": entry("U8", offsets=(False, True))}, b"\0"), "no valid data_offsets"),
+    "offsets of truths": (
+        file_of({"x": entry("U8", offsets=(False, True))}, b"\0"),
+        "no valid data_offsets",
+    ),
     "three offsets": (file_of({"x": entry(offsets=(0, 4, 4))}, F4), "no valid data_offsets"),
     "offsets null": (file_of({"x": entry(offsets=None)}, F4), "no valid data_offsets"),
-    "overlap": (file_of({"a": entry(), "b": entry(offsets=(2, 6))}, F4 + b"\0\0"), "'a' and 'b' overlap"),
+    "overlap": (
+        file_of({"a": entry(), "b": entry(offsets=(2, 6))}, F4 + b"\0\0"),
+        "'a' and 'b' overlap",
+    ),
     "one tensor inside another": (
         file_of({"a": entry(shape=(4,), offsets=(0, 16)), "b": entry(offsets=(4, 8))}, F4 * 4),
         "'a' and 'b' overlap",
     ),
     "two names of one tensor": (file_of({"a": entry(), "b": entry()}, F4), "'a' and 'b' overlap"),
-    "a hole": (file_of({"a": entry(), "b": entry(offsets=(8, 12))}, F4 * 3), "4 bytes before tensor 'b'"),
-    "a hole at the beginning": (file_of({"a": entry(offsets=(4, 8))}, F4 * 2), "4 bytes before tensor 'a'"),
-    "something behind the last tensor": (file_of({"a": entry()}, F4 + b"payload"), "7 bytes at the end"),
+    "a hole": (
+        file_of({"a": entry(), "b": entry(offsets=(8, 12))}, F4 * 3),
+        "4 bytes before tensor 'b'",
+    ),
+    "a hole at the beginning": (
+        file_of({"a": entry(offsets=(4, 8))}, F4 * 2),
+        "4 bytes before tensor 'a'",
+    ),
+    "something behind the last tensor": (
+        file_of({"a": entry()}, F4 + b"payload"),
+        "7 bytes at the end",
+    ),
     "half a byte": (file_of({"x": entry("F4", (1,), (0, 1))}, b"\0"), "needs"),
     "zip archive (torch.save)": (b"PK\x03\x04" + b"\0" * 60, "pickle"),
     "pickle protocol 2": (b"\x80\x02}q\x00." + b"\0" * 60, "pickle"),
@@ -127,7 +161,12 @@ def test_no_damage_to_a_header_gets_past_as_anything_but_a_format_error(
     sound = bytearray(sound_file({"a": ("F32", [2], F4 * 2), "b": ("BF16", [1, 2], F4)}, padding=3))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(sound) - 1))
-        piece = data.draw(st.sampled_from([b"", b"[]", b"{}", b"-1", b"1e3", b"null", b'"', b"\x80", b"99999999999"]) | st.binary(max_size=3))
+        piece = data.draw(
+            st.sampled_from(
+                [b"", b"[]", b"{}", b"-1", b"1e3", b"null", b'"', b"\x80", b"99999999999"]
+            )
+            | st.binary(max_size=3)
+        )
         sound[at : at + data.draw(st.integers(0, 6))] = piece
     path.write_bytes(sound)
     try:
@@ -141,24 +180,52 @@ def test_no_damage_to_a_header_gets_past_as_anything_but_a_format_error(
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool],
+    [
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.int8,
+        torch.uint8,
+        torch.int64,
+        torch.bool,
+    ],
 )
 def test_values_are_read_as_torch_reads_them(dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     values = (torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * 50).to(dtype)
-    save_file({"first": torch.ones(3), "x": values, "nothing": torch.empty(0, 4), "scalar": torch.tensor(2.5)}, path)
+    save_file(
+        {
+            "first": torch.ones(3),
+            "x": values,
+            "nothing": torch.empty(0, 4),
+            "scalar": torch.tensor(2.5),
+        },
+        path,
+    )
     with TensorFile(path) as file:
         ours, theirs = file.array("x"), load_file(path)["x"]
         assert ours.shape == (5, 7)
-        assert np.array_equal(ours, theirs.double().numpy() if dtype == torch.float64 else theirs.float().numpy() if dtype.is_floating_point else theirs.numpy())
+        assert np.array_equal(
+            ours,
+            theirs.double().numpy()
+            if dtype == torch.float64
+            else theirs.float().numpy()
+            if dtype.is_floating_point
+            else theirs.numpy(),
+        )
         assert file.array("nothing").shape == (0, 4)
         assert file.array("scalar").shape == ()
         assert file.array("scalar") == 2.5
         assert file.take("x", np.array([0, 34])).tolist() == [ours[0, 0], ours[4, 6]]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)])
-def test_all_256_codes_of_a_float8_are_widened_as_torch_does(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)]
+)
+def test_all_256_codes_of_a_float8_are_widened_as_torch_does(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     codes = bytes(range(256))
     path = tmp_path / "x.safetensors"
     path.write_bytes(sound_file({"x": (name, [256], codes)}))

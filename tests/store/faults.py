@@ -26,7 +26,17 @@ from adapterhub.cli import library, refs as ref_commands  # noqa: F401 - importe
 from adapterhub.cli.main import main
 from tests.store.watching import journal, left_over, listing, problems, refs
 
-_ALWAYS = {"os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir", "os.truncate", "os.symlink", "os.chmod", "os.utime"}
+_ALWAYS = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.link",
+    "os.rmdir",
+    "os.truncate",
+    "os.symlink",
+    "os.chmod",
+    "os.utime",
+}
 _TAKING_SPACE = {"open", "os.rename", "os.mkdir", "os.link", "os.symlink"}
 
 
@@ -52,7 +62,10 @@ class Fault:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
 
     def changes(self, event: str, arguments: tuple[Any, ...]) -> bool:
-        if not any(isinstance(value, str | os.PathLike) and os.fspath(value).startswith(self.home) for value in arguments):
+        if not any(
+            isinstance(value, str | os.PathLike) and os.fspath(value).startswith(self.home)
+            for value in arguments
+        ):
             return False
         if event == "open":
             flags = arguments[2]
@@ -64,7 +77,9 @@ class Fault:
 
 def short(arguments: tuple[Any, ...], home: str) -> str:
     """The paths of an event, without the way to the store."""
-    return " ".join(os.fspath(a)[len(home) :] for a in arguments if isinstance(a, str | os.PathLike))
+    return " ".join(
+        os.fspath(a)[len(home) :] for a in arguments if isinstance(a, str | os.PathLike)
+    )
 
 
 def run(home: Path, words: list[str], fault: Fault | None = None) -> tuple[int, str, str]:
@@ -96,7 +111,9 @@ def run(home: Path, words: list[str], fault: Fault | None = None) -> tuple[int, 
     return os.waitstatus_to_exitcode(status), out.read_text(), struck.read_text()
 
 
-def examine(fault: str, code: int, said: str, before: tuple[Any, ...], home: Path, whole: Any) -> list[str]:
+def examine(
+    fault: str, code: int, said: str, before: tuple[Any, ...], home: Path, whole: Any
+) -> list[str]:
     """What is wrong after a fault at one point."""
     wrong = problems(home)
     old_refs, old_journal, old_listing = before
@@ -105,7 +122,12 @@ def examine(fault: str, code: int, said: str, before: tuple[Any, ...], home: Pat
         if names[name] not in (old_refs.get(name), whole[0].get(name)):
             wrong.append(f"{name} means neither what it did nor what it should")
     wrong += [f"{name} is lost" for name in old_refs if name not in names and name in whole[0]]
-    wrong += [f"{name} is lost" for name in old_listing if name.split("/")[0] in ("blobs", "manifests", "attestations") and name not in listing(home)]
+    wrong += [
+        f"{name} is lost"
+        for name in old_listing
+        if name.split("/")[0] in ("blobs", "manifests", "attestations")
+        and name not in listing(home)
+    ]
     if journal(home)[: len(old_journal)] != old_journal:
         wrong.append("the journal lost lines")
     if fault == "kill":
@@ -130,7 +152,14 @@ def state(home: Path) -> tuple[Any, ...]:
     return refs(home), journal(home), listing(home)
 
 
-def sweep(template: Path, work: Path, command: list[str], after: list[list[str]], kind: str, points: int | None) -> None:
+def sweep(
+    template: Path,
+    work: Path,
+    command: list[str],
+    after: list[list[str]],
+    kind: str,
+    points: int | None,
+) -> None:
     """One fault at every point of one command, or at so many `points`, evenly spread."""
     home = work / "home"
 
@@ -163,7 +192,10 @@ def sweep(template: Path, work: Path, command: list[str], after: list[list[str]]
                 wrong.append(f"in the end the names are {sorted(end[0])}")
             lost = {kept(name) for name in whole[2]} - {kept(name) for name in end[2]}
             wrong += [f"in the end there is no {name}" for name in sorted(lost)]
-        print(json.dumps({"fault": kind, "at": at, "of": int(count), "event": event, "wrong": wrong}), flush=True)
+        print(
+            json.dumps({"fault": kind, "at": at, "of": int(count), "event": event, "wrong": wrong}),
+            flush=True,
+        )
 
 
 def kept(name: str) -> str:
@@ -174,4 +206,11 @@ def kept(name: str) -> str:
 if __name__ == "__main__":
     order = json.load(sys.stdin)
     for fault in order["faults"]:
-        sweep(Path(sys.argv[1]), Path(sys.argv[2]), order["command"], order["after"], fault, order["points"])
+        sweep(
+            Path(sys.argv[1]),
+            Path(sys.argv[2]),
+            order["command"],
+            order["after"],
+            fault,
+            order["points"],
+        )

@@ -157,14 +157,25 @@ def renames(before: str, after: str) -> Spoil:
 
 # The case -> how the adapter is spoiled, and words that the message must have.
 CASES: dict[str, tuple[Spoil, str]] = {
-    "no safetensors file": (bytes_of(b"<html>404 not found</html>" * 9), "not a sound safetensors file"),
+    "no safetensors file": (
+        bytes_of(b"<html>404 not found</html>" * 9),
+        "not a sound safetensors file",
+    ),
     "an empty file": (bytes_of(b""), "not a sound safetensors file"),
-    "a pointer of git lfs": (bytes_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"), "not a sound"),
+    "a pointer of git lfs": (
+        bytes_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"),
+        "not a sound",
+    ),
     "truncated in the data": (cut(4000), "truncated"),
     "truncated in the header": (cut(100), "announces a header"),
     "truncated by a byte": (cut(-1), "truncated"),
     "overlapping tensors": (
-        bytes_of(file_of({A: table_of(pair(Q))[A], B: table_of(pair(Q))[B] | {"data_offsets": [512, 1536]}}, b"\0" * 1536)),
+        bytes_of(
+            file_of(
+                {A: table_of(pair(Q))[A], B: table_of(pair(Q))[B] | {"data_offsets": [512, 1536]}},
+                b"\0" * 1536,
+            )
+        ),
         "overlap",
     ),
     "offsets behind the end": (
@@ -172,7 +183,15 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "but the file has",
     ),
     "a hole": (
-        bytes_of(file_of({k: v | {"data_offsets": [n + 8 for n in v["data_offsets"]]} for k, v in table_of(pair(Q)).items()}, b"\0" * 2056)),
+        bytes_of(
+            file_of(
+                {
+                    k: v | {"data_offsets": [n + 8 for n in v["data_offsets"]]}
+                    for k, v in table_of(pair(Q)).items()
+                },
+                b"\0" * 2056,
+            )
+        ),
         "belong to no tensor",
     ),
     "a header of 2^60 bytes": (bytes_of(struct.pack("<Q", 2**60) + b"{}"), "announces a header"),
@@ -181,10 +200,19 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "a dtype that is no text": (header(lambda t: t[A].update(dtype=["F32"])), "dtype"),
     "a dtype of another width": (header(lambda t: t[A].update(dtype="F16")), "needs"),
     "a size bomb": (header(lambda t: t[A].update(shape=[2**40, 2**40])), "needs"),
-    "integer factors": (tensors(lambda t: t.update({A: t[A].int(), B: t[B].int()})), "not floating point"),
+    "integer factors": (
+        tensors(lambda t: t.update({A: t[A].int(), B: t[B].int()})),
+        "not floating point",
+    ),
     "a torch pickle": (pickled, "is a pickle"),
-    "a torch pickle called safetensors": (lambda f: void((f / WEIGHTS).write_bytes(torch_bomb(f))), "is a pickle"),
-    "a plain pickle called safetensors": (lambda f: void((f / WEIGHTS).write_bytes(bomb(f))), "is a pickle"),
+    "a torch pickle called safetensors": (
+        lambda f: void((f / WEIGHTS).write_bytes(torch_bomb(f))),
+        "is a pickle",
+    ),
+    "a plain pickle called safetensors": (
+        lambda f: void((f / WEIGHTS).write_bytes(bomb(f))),
+        "is a pickle",
+    ),
     **{
         f"{value} in {str(dtype)[6:]}": (one_value(float(value), dtype), "NaN or infinity")
         for value in ("nan", "inf", "-inf")
@@ -192,14 +220,26 @@ CASES: dict[str, tuple[Spoil, str]] = {
     },
     "nan in float8_e4m3fn": (one_value(float("nan"), torch.float8_e4m3fn), "NaN or infinity"),
     "inf in float8_e5m2": (one_value(float("inf"), torch.float8_e5m2), "NaN or infinity"),
-    "nan in the first value of A": (one_value(float("nan"), torch.float32, A, 0), f"The tensor {A} holds NaN"),
+    "nan in the first value of A": (
+        one_value(float("nan"), torch.float32, A, 0),
+        f"The tensor {A} holds NaN",
+    ),
     "nan far into a large tensor": (late_nan, "NaN or infinity"),
     "nan in a saved head": (
-        tensors(lambda t: t.update({"base_model.model.score.weight": torch.tensor([float("nan")])})),
+        tensors(
+            lambda t: t.update({"base_model.model.score.weight": torch.tensor([float("nan")])})
+        ),
         "NaN or infinity",
     ),
     "nan in a complex tensor": (
-        bytes_of(sound_file({**pair(Q), "base_model.model.x.weight": ("C64", [1], struct.pack("<ff", float("nan"), 0))})),
+        bytes_of(
+            sound_file(
+                {
+                    **pair(Q),
+                    "base_model.model.x.weight": ("C64", [1], struct.pack("<ff", float("nan"), 0)),
+                }
+            )
+        ),
         "NaN or infinity",
     ),
     "nan in a float8_e8m0 tensor": (
@@ -208,28 +248,57 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "A without B": (tensors(lambda t: t.pop(B)), f"{Q} has lora_A but no lora_B"),
     "B without A": (tensors(lambda t: t.pop(A)), f"{Q} has lora_B but no lora_A"),
-    "factors that don't fit": (tensors(lambda t: t.update({B: torch.zeros(64, 3)})), "don't fit each other"),
+    "factors that don't fit": (
+        tensors(lambda t: t.update({B: torch.zeros(64, 3)})),
+        "don't fit each other",
+    ),
     "another rank than the config's": (config(r=8), "says rank 8, the tensors have rank 4"),
-    "another rank through rank_pattern": (config(rank_pattern={"q_proj": 2}), "says rank 2, the tensors have rank 4"),
-    "another rank through an expression": (config(rank_pattern={r"layers\.\d\..*": 2}), "says rank 2, the tensors have rank 4"),
+    "another rank through rank_pattern": (
+        config(rank_pattern={"q_proj": 2}),
+        "says rank 2, the tensors have rank 4",
+    ),
+    "another rank through an expression": (
+        config(rank_pattern={r"layers\.\d\..*": 2}),
+        "says rank 2, the tensors have rank 4",
+    ),
     "no tensors": (bytes_of(file_of({})), "no tensors"),
     "LORA without factors": (
-        tensors(lambda t: [t.pop(name) for name in list(t)] and t.update({"x.weight": torch.zeros(2)})),
+        tensors(
+            lambda t: [t.pop(name) for name in list(t)] and t.update({"x.weight": torch.zeros(2)})
+        ),
         "no tensor is a lora_A or lora_B",
     ),
     "two adapters in one file": (
         tensors(lambda t: t.update({A.replace("weight", "other.weight"): t[A].clone()})),
         "Two tensors are both",
     ),
-    "a config that is no JSON": (config_bytes(b"{'r': 8}"), "adapter_config.json is not valid JSON"),
-    "a config that is no text": (config_bytes(b"\xff\xfe\0\0\1"), "adapter_config.json is not valid JSON"),
+    "a config that is no JSON": (
+        config_bytes(b"{'r': 8}"),
+        "adapter_config.json is not valid JSON",
+    ),
+    "a config that is no text": (
+        config_bytes(b"\xff\xfe\0\0\1"),
+        "adapter_config.json is not valid JSON",
+    ),
     "a config that is a list": (config_bytes(b"[]"), "must be a JSON object"),
     "a config nested without end": (config_bytes(b'{"peft_type":' * 100_000), "not valid JSON"),
-    "a config of lists without end": (config_bytes(b'{"peft_type":' + b"[" * 100_000), "not valid JSON"),
+    "a config of lists without end": (
+        config_bytes(b'{"peft_type":' + b"[" * 100_000),
+        "not valid JSON",
+    ),
     "a key twice": (config_bytes(b'{"peft_type":"LORA","r":4,"r":8}'), "appears twice"),
-    "a config of 17 MB": (config_bytes(b'{"peft_type":"LORA","x":"' + b"x" * 17_000_000 + b'"}'), "too large"),
-    "no PEFT config": (config_bytes(b'{"base_model": "lerobot/smolvla_base"}'), "not a PEFT configuration"),
-    "an MLX config": (config_bytes(b'{"fine_tune_type":"lora","lora_parameters":{"rank":16}}'), "MLX"),
+    "a config of 17 MB": (
+        config_bytes(b'{"peft_type":"LORA","x":"' + b"x" * 17_000_000 + b'"}'),
+        "too large",
+    ),
+    "no PEFT config": (
+        config_bytes(b'{"base_model": "lerobot/smolvla_base"}'),
+        "not a PEFT configuration",
+    ),
+    "an MLX config": (
+        config_bytes(b'{"fine_tune_type":"lora","lora_parameters":{"rank":16}}'),
+        "MLX",
+    ),
     "r as text": (config(r="4"), "r must be a whole number"),
     "alpha NaN": (config(lora_alpha=float("nan")), "NaN is not JSON"),
     "alpha of 400 digits": (config(lora_alpha=10**400), "lora_alpha must be a finite number"),
@@ -298,7 +367,9 @@ def test_a_bad_adapter_is_refused_and_nothing_changes(
         ("tone@1f2e3d4c", "not a valid name"),
     ],
 )
-def test_a_bad_name_is_refused_before_anything_is_copied(name: str, words: str, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_bad_name_is_refused_before_anything_is_copied(
+    name: str, words: str, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     call("add", make_adapter("good"), "--name", "good")
     with unchanged(tmp_path / "home"):
         said = call("add", make_adapter("other", seed=1), "--name", name, "--json")
@@ -309,8 +380,18 @@ def test_a_bad_name_is_refused_before_anything_is_copied(name: str, words: str, 
     assert said.error["hint"]
 
 
-@pytest.mark.parametrize(("first", "second"), [("tone", "Tone"), ("support/tone", "SUPPORT/other"), ("tone:Prod", "tone:prod"), ("ns/Tone", "ns/tone:v2")])
-def test_names_that_differ_in_case_only_are_refused(first: str, second: str, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("tone", "Tone"),
+        ("support/tone", "SUPPORT/other"),
+        ("tone:Prod", "tone:prod"),
+        ("ns/Tone", "ns/tone:v2"),
+    ],
+)
+def test_names_that_differ_in_case_only_are_refused(
+    first: str, second: str, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folder = make_adapter()
     call("add", folder, "--name", first)
     with unchanged(tmp_path / "home"):
@@ -321,7 +402,9 @@ def test_names_that_differ_in_case_only_are_refused(first: str, second: str, mak
     assert "in case only" in tagged.err
 
 
-def test_a_taken_name_is_refused_unless_it_is_to_move(make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_taken_name_is_refused_unless_it_is_to_move(
+    make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     call("add", make_adapter("one"), "--name", "tone")
     with unchanged(tmp_path / "home"):
         said = call("add", make_adapter("two", seed=1), "--name", "tone")
@@ -330,7 +413,9 @@ def test_a_taken_name_is_refused_unless_it_is_to_move(make_adapter: AdapterMaker
     assert "--move" in said.err
 
 
-def test_a_folder_with_a_checkpoint_below_says_where_the_adapter_is(make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_folder_with_a_checkpoint_below_says_where_the_adapter_is(
+    make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folder = make_adapter("run/checkpoint-100")
     said = call("add", folder.parent)
     assert said.code == 4
@@ -352,7 +437,9 @@ def test_what_is_no_adapter_folder_is_not_found(what: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket", "dangling link", "linked folder"])
-def test_what_is_no_regular_file_is_left_out_and_said(kind: str, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_left_out_and_said(
+    kind: str, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folder = make_adapter()
     odd = folder / "odd"
     if kind == "fifo":
@@ -371,7 +458,9 @@ def test_what_is_no_regular_file_is_left_out_and_said(kind: str, make_adapter: A
     assert "odd" not in json.dumps(call("show", "adapter", "--json").json["files"])
 
 
-def test_a_folder_with_a_name_that_is_no_utf8_comes_in(make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_folder_with_a_name_that_is_no_utf8_comes_in(
+    make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     """Linux allows any bytes in a name; the journal and the terminal must take them."""
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     make_adapter().rename(folder)
@@ -381,7 +470,9 @@ def test_a_folder_with_a_name_that_is_no_utf8_comes_in(make_adapter: AdapterMake
 
 
 @pytest.mark.parametrize("name", ["con.v1", "-x-", "..", "tëst", "x" * 200, "a b", "NUL"])
-def test_a_folder_with_an_awkward_name_gets_a_name_that_works(name: str, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_folder_with_an_awkward_name_gets_a_name_that_works(
+    name: str, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     if name == "..":
         folder = make_adapter("inner") / ".." / "inner"
     else:

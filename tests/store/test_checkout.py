@@ -24,7 +24,11 @@ def inodes(folder: Path) -> set[int]:
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): sha256(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): sha256(p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def logits(base: Path, adapter: Path | None) -> object:
@@ -56,7 +60,11 @@ def test_peft_loads_what_was_checked_out_and_it_does_what_it_did(
         "without prefix": lambda name: name.removeprefix("base_model.model."),
     }[dialect]
     path = folder / "adapter_model.safetensors"
-    save_file({change(name): tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    save_file(
+        {change(name): tensor for name, tensor in load_file(path).items()},
+        path,
+        metadata={"format": "pt"},
+    )
     store.add_folder(folder, name="tone")
     store.checkout(store.resolve("tone"), tmp_path / "out")
     for place in (tmp_path / "out", store.view(store.resolve("tone").digest)):
@@ -69,7 +77,9 @@ def test_peft_loads_what_was_checked_out_and_it_does_what_it_did(
         assert not torch.allclose(found, plain)
 
 
-def test_a_saved_head_in_a_dialect_is_loaded_too(store: Store, tiny: ModelMaker, make_peft_adapter: PeftMaker, tmp_path: Path) -> None:
+def test_a_saved_head_in_a_dialect_is_loaded_too(
+    store: Store, tiny: ModelMaker, make_peft_adapter: PeftMaker, tmp_path: Path
+) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -91,7 +101,9 @@ def test_a_saved_head_in_a_dialect_is_loaded_too(store: Store, tiny: ModelMaker,
     assert torch.equal(found, expected)
 
 
-def test_a_checkout_is_the_same_files_with_inodes_of_their_own(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_checkout_is_the_same_files_with_inodes_of_their_own(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folder = make_adapter()
     (folder / "deep").mkdir()
     (folder / "deep" / "notes.txt").write_text("notes")
@@ -108,14 +120,18 @@ def test_a_checkout_is_the_same_files_with_inodes_of_their_own(store: Store, mak
     assert files(tmp_path / "again") == files(folder)
 
 
-def test_what_is_added_from_a_checkout_is_the_same_adapter(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_what_is_added_from_a_checkout_is_the_same_adapter(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     first = store.add_folder(make_adapter(), name="tone")
     store.checkout(store.resolve("tone"), tmp_path / "out")
     assert store.add_folder(tmp_path / "out", name="again").digest == first.digest
 
 
 @pytest.mark.parametrize("content", ["a file in it", "a hidden file in it", "a file of that name"])
-def test_what_is_there_is_not_overwritten_unasked(content: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_what_is_there_is_not_overwritten_unasked(
+    content: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     store.add_folder(make_adapter(), name="tone")
     out = tmp_path / "out"
     if content == "a file of that name":
@@ -133,9 +149,24 @@ def test_what_is_there_is_not_overwritten_unasked(content: str, store: Store, ma
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("target", ["a new folder", "an empty folder", "deep in new folders", "a link to an empty folder", "a link to a folder", "a dangling link", "the current folder"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "a new folder",
+        "an empty folder",
+        "deep in new folders",
+        "a link to an empty folder",
+        "a link to a folder",
+        "a dangling link",
+        "the current folder",
+    ],
+)
 def test_every_target_works_or_is_refused_with_a_reason(
-    target: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str,
+    store: Store,
+    make_adapter: AdapterMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store.add_folder(make_adapter(), name="tone")
     out, real = tmp_path / "a" / "out", tmp_path / "real"
@@ -167,8 +198,12 @@ def test_every_target_works_or_is_refused_with_a_reason(
         assert (real / "mine").read_text() == "mine", "what the link led to isn't ours to delete"
 
 
-@pytest.mark.parametrize("precious", ["home", "", "home/store", "home/store/refs", "home/store/blobs/sha256"])
-def test_not_even_overwrite_replaces_the_store(precious: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "precious", ["home", "", "home/store", "home/store/refs", "home/store/blobs/sha256"]
+)
+def test_not_even_overwrite_replaces_the_store(
+    precious: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     store.add_folder(make_adapter(), name="tone")
     with unchanged(tmp_path / "home"):
         assert call("checkout", "tone", tmp_path / precious, "--overwrite").code != 0
@@ -178,7 +213,13 @@ def test_not_even_overwrite_replaces_the_store(precious: str, store: Store, make
 @pytest.mark.parametrize("moment", ["instead", "just after"])
 @pytest.mark.parametrize(("call_name", "strike"), [("mkdir", 1), ("rename", 1), ("rename", 2)])
 def test_an_interrupted_overwrite_leaves_the_old_folder_or_the_new_one_and_nothing_else(
-    call_name: str, strike: int, moment: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call_name: str,
+    strike: int,
+    moment: str,
+    store: Store,
+    make_adapter: AdapterMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A signal that comes during a system call is raised when the call returns: the folder is there by then."""
     source = make_adapter()
@@ -207,7 +248,9 @@ def test_an_interrupted_overwrite_leaves_the_old_folder_or_the_new_one_and_nothi
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_a_removed_adapter_is_checked_out_by_its_digest(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_removed_adapter_is_checked_out_by_its_digest(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     digest = store.add_folder(make_adapter(), name="tone").digest
     assert call("rm", "tone", "--yes").code == 0
     assert call("checkout", f"@{digest[7:19]}", tmp_path / "out").code == 0
@@ -217,7 +260,12 @@ def test_a_removed_adapter_is_checked_out_by_its_digest(store: Store, make_adapt
 @pytest.mark.parametrize("dialect", ["plain", "named"])
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_a_view_is_made_once_and_write_protected(
-    hard_links: bool, dialect: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hard_links: bool,
+    dialect: str,
+    store: Store,
+    make_adapter: AdapterMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where the file system has no hard links, or the tensors had to be renamed for it."""
     from tests.store.test_no_space import spoil_names
@@ -232,7 +280,11 @@ def test_a_view_is_made_once_and_write_protected(
     if not hard_links:
         monkeypatch.setattr(os, "link", refused)
     view = store.view(digest)
-    modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in view.rglob("*") if path.is_file()}
+    modes = {
+        path.name: oct(stat.S_IMODE(path.stat().st_mode))
+        for path in view.rglob("*")
+        if path.is_file()
+    }
     assert modes == dict.fromkeys(modes, "0o444")
     assert len(modes) == 2
     with unchanged(tmp_path / "home"):
@@ -240,7 +292,9 @@ def test_a_view_is_made_once_and_write_protected(
     assert left_over(tmp_path / "home") == []
 
 
-def test_a_view_goes_by_digest_so_a_moved_name_gets_another_path(store: Store, make_adapter: AdapterMaker) -> None:
+def test_a_view_goes_by_digest_so_a_moved_name_gets_another_path(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
     """vLLM's prefix cache is keyed by name and path: the same path must never mean other weights."""
     one = store.view(store.add_folder(make_adapter("one"), name="tone").digest)
     two = store.view(store.add_folder(make_adapter("two", seed=1), name="tone", move=True).digest)
@@ -248,12 +302,16 @@ def test_a_view_goes_by_digest_so_a_moved_name_gets_another_path(store: Store, m
     assert one.is_dir()
 
 
-def test_a_view_of_damaged_bytes_is_refused(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_view_of_damaged_bytes_is_refused(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     from adapterhub.errors import StoreDamagedError
 
     folder = make_adapter()
     added = store.add_folder(folder, name="tone")
-    blob = store.layout.blob("sha256:" + sha256((folder / "adapter_model.safetensors").read_bytes()))
+    blob = store.layout.blob(
+        "sha256:" + sha256((folder / "adapter_model.safetensors").read_bytes())
+    )
     blob.chmod(0o644)
     blob.write_bytes(blob.read_bytes()[:-1] + b"\x77")
     with pytest.raises(StoreDamagedError):

@@ -53,7 +53,10 @@ def race(home: Path, *jobs: list[str]) -> list[str]:
     gun = home.parent / "gun"
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(home), str(gun), *work], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", _WORKER, str(home), str(gun), *work],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for work in jobs
     ]
@@ -66,16 +69,25 @@ def race(home: Path, *jobs: list[str]) -> list[str]:
     return [out for out, _ in said]
 
 
-def test_different_adapters_under_different_names_are_all_there(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_different_adapters_under_different_names_are_all_there(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folders = [make_adapter(f"a{n}", seed=n) for n in range(12)]
-    race(tmp_path / "home", *([f"add|{folder}|{folder.name}" for folder in folders[n::4]] for n in range(4)))
+    race(
+        tmp_path / "home",
+        *([f"add|{folder}|{folder.name}" for folder in folders[n::4]] for n in range(4)),
+    )
     assert {str(entry.name) for entry in store.entries()} == {folder.name for folder in folders}
     assert problems(tmp_path / "home") == []
     assert left_over(tmp_path / "home") == []
-    assert {line["ref"] for line in journal(tmp_path / "home")} == {folder.name for folder in folders}
+    assert {line["ref"] for line in journal(tmp_path / "home")} == {
+        folder.name for folder in folders
+    }
 
 
-def test_one_adapter_under_different_names_is_there_under_all(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_one_adapter_under_different_names_is_there_under_all(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folder = make_adapter()
     race(tmp_path / "home", *([f"add|{folder}|n{n}-{k}" for k in range(3)] for n in range(4)))
     assert len(refs(tmp_path / "home")) == 12
@@ -85,7 +97,9 @@ def test_one_adapter_under_different_names_is_there_under_all(store: Store, make
     assert problems(tmp_path / "home") == []
 
 
-def test_one_adapter_under_one_name_is_created_once(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_one_adapter_under_one_name_is_created_once(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folder = make_adapter()
     said = race(tmp_path / "home", *([f"try|{folder}|tone"] for _ in range(4)))
     assert sorted(said) == ["created False\n"] * 3 + ["created True\n"]
@@ -102,17 +116,24 @@ def test_different_adapters_under_one_name_one_wins_and_the_others_are_refused(
     assert problems(tmp_path / "home") == []
 
 
-def test_moving_one_name_from_all_sides_keeps_an_unbroken_chain(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_moving_one_name_from_all_sides_keeps_an_unbroken_chain(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folders = [make_adapter(f"a{n}", seed=n) for n in range(4)]
     race(tmp_path / "home", *([f"add|{folder}|tone" for _ in range(4)] for folder in folders))
     lines = journal(tmp_path / "home")
     assert lines[0]["before"] is None
     assert [line["before"] for line in lines[1:]] == [line["after"] for line in lines[:-1]]
     assert refs(tmp_path / "home")["_/tone/latest"].strip() == lines[-1]["after"]
-    assert {line["after"] for line in lines} == {store.resolve(f"@{line['after'] or ''}"[:20].replace("sha256:", "")).digest for line in lines}
+    assert {line["after"] for line in lines} == {
+        store.resolve(f"@{line['after'] or ''}"[:20].replace("sha256:", "")).digest
+        for line in lines
+    }
 
 
-def test_readers_are_never_disturbed_by_names_that_come_and_go(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_readers_are_never_disturbed_by_names_that_come_and_go(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folder = make_adapter()
     store.add_folder(folder, name="here/to-stay")
     changes = ["add|{0}|ns{1}/comes-and-goes", "rm|ns{1}/comes-and-goes"] * 40
@@ -145,7 +166,11 @@ def test_a_lock_that_is_held_is_exit_7_and_nothing_changes(
     other = make_adapter("two", seed=1)
     monkeypatch.setenv("ADAPTERHUB_LOCK_WAIT", "0.2")
     with held(home / "store" / lock, fcntl.LOCK_EX), unchanged(home):
-        for words in (["add", other, "--name", "two"], ["tag", "one", "other"], ["rm", "one", "--yes"]):
+        for words in (
+            ["add", other, "--name", "two"],
+            ["tag", "one", "other"],
+            ["rm", "one", "--yes"],
+        ):
             began = time.monotonic()
             said = call(*words, "--json")
             assert said.code == 7
@@ -156,20 +181,31 @@ def test_a_lock_that_is_held_is_exit_7_and_nothing_changes(
     assert call("add", other, "--name", "two").code == 0
 
 
-def test_reading_needs_no_lock(make_adapter: AdapterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_needs_no_lock(
+    make_adapter: AdapterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
     call("add", make_adapter("one"), "--name", "one")
     monkeypatch.setenv("ADAPTERHUB_LOCK_WAIT", "0")
-    with held(home / "store" / "lock", fcntl.LOCK_EX), held(home / "store" / "log" / "refs.jsonl", fcntl.LOCK_EX):
+    with (
+        held(home / "store" / "lock", fcntl.LOCK_EX),
+        held(home / "store" / "log" / "refs.jsonl", fcntl.LOCK_EX),
+    ):
         for words in (["ls"], ["show", "one"], ["log"], ["checkout", "one", tmp_path / "out"]):
             assert call(*words).code == 0
 
 
-def test_a_killed_process_leaves_no_locked_store(make_adapter: AdapterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_leaves_no_locked_store(
+    make_adapter: AdapterMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
     call("add", make_adapter("one"), "--name", "one")
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"import fcntl,time;f=open({str(home / 'store' / 'lock')!r},'r+');fcntl.flock(f,fcntl.LOCK_EX);print('held',flush=True);time.sleep(60)"],
+        [
+            sys.executable,
+            "-c",
+            f"import fcntl,time;f=open({str(home / 'store' / 'lock')!r},'r+');fcntl.flock(f,fcntl.LOCK_EX);print('held',flush=True);time.sleep(60)",
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -182,7 +218,9 @@ def test_a_killed_process_leaves_no_locked_store(make_adapter: AdapterMaker, tmp
     assert call("tag", "one", "two").code == 0
 
 
-def test_a_lock_wait_that_is_no_number_is_a_usage_error(make_adapter: AdapterMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_wait_that_is_no_number_is_a_usage_error(
+    make_adapter: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_adapter()
     monkeypatch.setenv("ADAPTERHUB_LOCK_WAIT", "soon")
     said = call("add", folder, "--json")

@@ -57,14 +57,18 @@ def use(how: str, tmp_path: Path) -> Said:
     return {
         "checkout": lambda: call("checkout", "tone", tmp_path / "out", "--json"),
         "merge": lambda: call("merge", "tone", "other", "--name", "merged", "--json"),
-        "export": lambda: call("export", "tone", "-o", tmp_path / "model", "--base", base, "--json"),
+        "export": lambda: call(
+            "export", "tone", "-o", tmp_path / "model", "--base", base, "--json"
+        ),
         "diff": lambda: call("diff", "tone", "other", "--json"),
         "show": lambda: call("show", "tone", "--json"),
     }[how]()
 
 
 @pytest.mark.parametrize("how", ["checkout", "merge", "diff"])
-def test_a_changed_blob_is_found_before_it_is_used(how: str, home: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_changed_blob_is_found_before_it_is_used(
+    how: str, home: Path, folder: Path, tmp_path: Path
+) -> None:
     flip(blob(home, folder))
     said = use(how, tmp_path)
     assert said.code == 6
@@ -75,7 +79,9 @@ def test_a_changed_blob_is_found_before_it_is_used(how: str, home: Path, folder:
 
 
 @pytest.mark.parametrize("how", ["checkout", "merge", "diff", "show"])
-def test_a_changed_configuration_is_found_before_its_alpha_is_used(how: str, home: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_changed_configuration_is_found_before_its_alpha_is_used(
+    how: str, home: Path, folder: Path, tmp_path: Path
+) -> None:
     """One digit of lora_alpha: every number computed from it would be wrong, and the JSON is as valid as before."""
     path = blob(home, folder, "adapter_config.json")
     changed = path.read_bytes().replace(b'"lora_alpha": 8', b'"lora_alpha": 9')
@@ -90,7 +96,9 @@ def test_a_changed_configuration_is_found_before_its_alpha_is_used(how: str, hom
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 @pytest.mark.parametrize("how", ["checkout", "merge", "diff"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "half"])
-def test_a_missing_or_torn_blob_is_damage(damage: str, how: str, name: str, home: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_torn_blob_is_damage(
+    damage: str, how: str, name: str, home: Path, folder: Path, tmp_path: Path
+) -> None:
     path = blob(home, folder, name)
     if damage == "missing":
         path.unlink()
@@ -108,14 +116,28 @@ def test_a_damaged_manifest_is_named(damage: str, home: Path) -> None:
     if damage == "missing":
         path.unlink()
     else:
-        write(path, path.read_bytes().replace(b'"rank":4', b'"rank":5') if damage == "changed" else b"\0")
+        write(
+            path,
+            path.read_bytes().replace(b'"rank":4', b'"rank":5') if damage == "changed" else b"\0",
+        )
     said = call("show", "tone", "--json")
     assert said.code == 6
     assert str(path) in said.error["why"]
     assert call("show", "other").code == 0
 
 
-@pytest.mark.parametrize("text", ["", "rubbish", "sha256:", "sha256:" + "g" * 64, "sha256:" + "A" * 64, "../../etc/passwd", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "rubbish",
+        "sha256:",
+        "sha256:" + "g" * 64,
+        "sha256:" + "A" * 64,
+        "../../etc/passwd",
+        "\xff",
+    ],
+)
 def test_a_damaged_ref_is_named(text: str, home: Path) -> None:
     path = home / "store" / "refs" / "_" / "tone" / "latest"
     path.write_text(text, "latin-1")
@@ -140,7 +162,9 @@ def test_a_changed_attestation_is_named(home: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path, Path], None]] = {
-    "ref": lambda home, _: void((home / "store" / "refs" / "_" / "tone" / "latest").write_text("rubbish")),
+    "ref": lambda home, _: void(
+        (home / "store" / "refs" / "_" / "tone" / "latest").write_text("rubbish")
+    ),
     "manifest changed": lambda home, _: flip(manifest(home)),
     "manifest missing": lambda home, _: manifest(home).unlink(),
     "blob changed": lambda home, folder: flip(blob(home, folder)),
@@ -154,7 +178,9 @@ def void(_: object) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_one_damaged_adapter_does_not_hide_the_others(damage: str, home: Path, folder: Path, tmp_path: Path) -> None:
+def test_one_damaged_adapter_does_not_hide_the_others(
+    damage: str, home: Path, folder: Path, tmp_path: Path
+) -> None:
     DAMAGES[damage](home, folder)
     said = call("ls", "--json")
     assert "other" in [row["name"] for row in json.loads(said.out or "[]")]
@@ -164,7 +190,9 @@ def test_one_damaged_adapter_does_not_hide_the_others(damage: str, home: Path, f
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_doing_what_the_message_says_puts_it_right(damage: str, home: Path, folder: Path, tmp_path: Path) -> None:
+def test_doing_what_the_message_says_puts_it_right(
+    damage: str, home: Path, folder: Path, tmp_path: Path
+) -> None:
     """The hint is the next command to type: delete a file where it says so, then the command it names."""
     DAMAGES[damage](home, folder)
     error = call("checkout", "tone", tmp_path / "out", "--json").error
@@ -185,8 +213,13 @@ def test_doing_what_the_message_says_puts_it_right(damage: str, home: Path, fold
     assert problems(home) == []
 
 
-@pytest.mark.parametrize("damage", ["manifest changed", "manifest missing", "blob changed", "blob missing", "config changed"])
-def test_adding_it_again_never_says_all_is_well_over_damage(damage: str, home: Path, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    ["manifest changed", "manifest missing", "blob changed", "blob missing", "config changed"],
+)
+def test_adding_it_again_never_says_all_is_well_over_damage(
+    damage: str, home: Path, folder: Path, tmp_path: Path
+) -> None:
     """What `add` has acknowledged is there, whole: it either mends the damage or exits 6."""
     DAMAGES[damage](home, folder)
     said = call("add", folder, "--name", "again")

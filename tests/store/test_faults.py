@@ -32,7 +32,9 @@ FAST_POINTS = 6
 def place() -> Iterator[Path]:
     """In memory where the system has that: thousands of fsyncs on a disk would take minutes."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="adapterhub-faults-", dir=memory if memory.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="adapterhub-faults-", dir=memory if memory.is_dir() else None
+    ) as folder:
         yield Path(folder)
 
 
@@ -70,8 +72,14 @@ def sweep(place: Path, template: Path, **order: Any) -> None:
     for fault in order["faults"]:
         mine = [point for point in points if point["fault"] == fault]
         assert mine
-        sys.stdout.write(f"{' '.join(order['command'])}: {fault} at {len(mine)} of {mine[0]['of']} points\n")
-    wrong = [f"{p['fault']} at {p['at']} ({p['event']}): {problem}" for p in points for problem in p["wrong"]]
+        sys.stdout.write(
+            f"{' '.join(order['command'])}: {fault} at {len(mine)} of {mine[0]['of']} points\n"
+        )
+    wrong = [
+        f"{p['fault']} at {p['at']} ({p['event']}): {problem}"
+        for p in points
+        for problem in p["wrong"]
+    ]
     assert not wrong, f"{len(wrong)} things wrong at {len(points)} points:\n" + "\n".join(wrong)
 
 
@@ -83,14 +91,29 @@ def command(name: str, folders: dict[str, Path]) -> tuple[list[str], list[list[s
         "add in a namespace": ([*new, "a/new:v1"], [["ls"], [*new, "a/new:v1"]]),
         "add --move": ([*new, "old", "--move"], [["log"], [*new, "old", "--move"]]),
         "add again": (["add", str(folders["old"]), "--name", "old"], [["ls"]]),
-        "add under another name": (["add", str(folders["old"]), "--name", "more"], [["add", str(folders["old"]), "--name", "more"]]),
+        "add under another name": (
+            ["add", str(folders["old"]), "--name", "more"],
+            [["add", str(folders["old"]), "--name", "more"]],
+        ),
         "tag": (["tag", "old", "kept"], [["ls"], ["tag", "old", "kept"]]),
-        "tag --move": (["tag", f"old@{folders['digest of other']}", "old:prod", "--move"], [["ls"]]),
+        "tag --move": (
+            ["tag", f"old@{folders['digest of other']}", "old:prod", "--move"],
+            [["ls"]],
+        ),
         "rm": (["rm", "old:prod", "--yes"], [["ls"], ["show", "old"]]),
     }[name]
 
 
-COMMANDS = ("add", "add in a namespace", "add --move", "add again", "add under another name", "tag", "tag --move", "rm")
+COMMANDS = (
+    "add",
+    "add in a namespace",
+    "add --move",
+    "add again",
+    "add under another name",
+    "tag",
+    "tag --move",
+    "rm",
+)
 
 
 def order(name: str, template: Path, folders: dict[str, Path]) -> dict[str, Any]:
@@ -100,7 +123,9 @@ def order(name: str, template: Path, folders: dict[str, Path]) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["add", "tag --move", "rm"])
-def test_no_fault_harms_the_store(name: str, place: Path, template: Path, folders: dict[str, Path]) -> None:
+def test_no_fault_harms_the_store(
+    name: str, place: Path, template: Path, folders: dict[str, Path]
+) -> None:
     sweep(place, template, **order(name, template, folders), faults=FAULTS, points=FAST_POINTS)
 
 
@@ -115,7 +140,9 @@ def test_no_fault_at_any_point_harms_the_store(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_fault_harms_the_making_of_a_store(fault: str, place: Path, folders: dict[str, Path]) -> None:
+def test_no_fault_harms_the_making_of_a_store(
+    fault: str, place: Path, folders: dict[str, Path]
+) -> None:
     empty = place / f"empty-{fault}"
     empty.mkdir()
     words = ["add", str(folders["new"]), "--name", "new"]

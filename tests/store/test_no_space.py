@@ -34,7 +34,12 @@ def mount(tmp_path: Path) -> Iterator[Mounter]:
         place = tmp_path / name
         place.mkdir()
         words = ",".join(f"{key}={value}" for key, value in options.items())
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", words, "tmpfs", place], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", words, "tmpfs", place],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
         mounted.append(place)
@@ -63,7 +68,12 @@ def fill(disk: Path, leaving: int) -> None:
 @pytest.fixture
 def big(make_adapter: AdapterMaker) -> Path:
     """An adapter of 2.4 MB."""
-    return make_adapter("big", modules={f"model.layers.{n}.self_attn.q_proj": (1024, 1024) for n in range(12)}, rank=24, seed=9)
+    return make_adapter(
+        "big",
+        modules={f"model.layers.{n}.self_attn.q_proj": (1024, 1024) for n in range(12)},
+        rank=24,
+        seed=9,
+    )
 
 
 def test_an_adapter_larger_than_the_disk_changes_nothing(
@@ -106,7 +116,9 @@ def test_wherever_the_disk_becomes_full_no_ref_changes_and_it_works_once_there_i
         assert call("add", folder, "--name", "new").code == 0
         store = Store.open(home)
         digest = store.resolve("new").digest
-        assert [item.type for item in store.attestations(digest)] == ["provenance"], f"with {pages} pages free"
+        assert [item.type for item in store.attestations(digest)] == ["provenance"], (
+            f"with {pages} pages free"
+        )
         assert store.log()[-1].after == digest
     assert 3 <= failures < 12
 
@@ -142,7 +154,9 @@ def test_a_disk_without_room_for_one_more_file_is_full_too(
         pytest.fail("it never found room")
 
 
-def test_a_checkout_that_does_not_fit_leaves_no_folder(mount: Mounter, store: Store, big: Path, tmp_path: Path) -> None:
+def test_a_checkout_that_does_not_fit_leaves_no_folder(
+    mount: Mounter, store: Store, big: Path, tmp_path: Path
+) -> None:
     store.add_folder(big)
     disk = mount(size="1m")
     with unchanged(tmp_path / "home"):
@@ -150,7 +164,9 @@ def test_a_checkout_that_does_not_fit_leaves_no_folder(mount: Mounter, store: St
     assert list(disk.iterdir()) == []
 
 
-def test_a_checkout_without_inodes_leaves_no_folder(mount: Mounter, store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_checkout_without_inodes_leaves_no_folder(
+    mount: Mounter, store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     store.add_folder(make_adapter("tone"))
     for free in (1, 2, 3):
         disk = mount(f"disk{free}", size="1m", nr_inodes=str(free))
@@ -181,7 +197,9 @@ def spoil_names(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     path = folder / "adapter_model.safetensors"
-    save_file({name.replace(".weight", ".default.weight"): t for name, t in load_file(path).items()}, path)
+    save_file(
+        {name.replace(".weight", ".default.weight"): t for name, t in load_file(path).items()}, path
+    )
 
 
 @pytest.mark.parametrize("free", [0, 4096, 3 * 4096, 10 * 4096])
@@ -250,7 +268,9 @@ def test_a_journal_that_cannot_grow_keeps_its_lines_and_no_ref_changes(
     store.tag(store.resolve("tone"), parse_name("other"))
 
 
-def test_a_copy_that_cannot_grow_is_removed(store: Store, make_adapter: AdapterMaker, big: Path, tmp_path: Path) -> None:
+def test_a_copy_that_cannot_grow_is_removed(
+    store: Store, make_adapter: AdapterMaker, big: Path, tmp_path: Path
+) -> None:
     store.add_folder(make_adapter("tone"))
     with unchanged(tmp_path / "home"), files_at_most(100_000):
         told(call("add", big))
@@ -260,14 +280,18 @@ def test_a_copy_that_cannot_grow_is_removed(store: Store, make_adapter: AdapterM
     assert left_over(tmp_path) == []
 
 
-def test_a_full_output_is_no_bug_of_ours(store: Store, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_full_output_is_no_bug_of_ours(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
     from tests.cli.calling import PROGRAM
 
     store.add_folder(make_adapter("tone"))
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([PROGRAM, "ls"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [PROGRAM, "ls"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.returncode == 1
     assert "Something went wrong inside" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -284,7 +308,11 @@ def test_a_store_that_cannot_be_written_is_read_and_a_change_says_so(
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for words in (["ls"], ["show", "tone"], ["log"], ["checkout", "tone", str(tmp_path / "out")]):
         assert call(*words).code == 0, words
-    for words in (["add", str(make_adapter("new", seed=1))], ["tag", "tone", "other"], ["rm", "tone", "--yes"]):
+    for words in (
+        ["add", str(make_adapter("new", seed=1))],
+        ["tag", "tone", "other"],
+        ["rm", "tone", "--yes"],
+    ):
         said = call(*words)
         assert said.code == 1
         assert "Something went wrong inside" not in said.err
@@ -292,7 +320,9 @@ def test_a_store_that_cannot_be_written_is_read_and_a_change_says_so(
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file", "a broken link"])
-def test_a_home_that_is_no_folder_is_said(where: str, make_adapter: AdapterMaker, tmp_path: Path) -> None:
+def test_a_home_that_is_no_folder_is_said(
+    where: str, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
     folder = make_adapter("tone")
     place = tmp_path / "place"
     if where == "a broken link":

@@ -38,7 +38,9 @@ def unchanged(home: Path) -> Iterator[None]:
     before = listing(home)
     yield
     after = listing(home)
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    changed = sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
     assert changed == [], f"the store has changed: {changed}"
     assert left_over(home) == [], f"left over: {left_over(home)}"
 
