@@ -20,7 +20,7 @@ import numpy as np
 
 from adapterhub.canonical import canonical_bytes, digest_of, parse_object
 from adapterhub.errors import FormatError, NotFoundError
-from adapterhub.formats.peft import AdapterFacts, LoraModule
+from adapterhub.formats.peft import AdapterFacts
 from adapterhub.formats.peft_config import looks_like_repo
 from adapterhub.formats.safetensors import FLOATS, TensorFile, TensorInfo
 from adapterhub.fsio import make_directory, write_file
@@ -39,6 +39,9 @@ EMBEDDING_SUFFIXES = (
     "embed_in.weight",
 )
 HEAD_NAME = "lm_head.weight"
+# transformers.pytorch_utils.Conv1D: where it is used, and what those modules are called.
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+_CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 
 Comparison = Literal["equal", "different", "unknown"]
 _SNAPSHOT = re.compile(r"models--(?P<repo>.+)/snapshots/(?P<revision>[0-9a-f]{40})/?\Z")
@@ -109,6 +112,15 @@ class BaseModel:
             and self.tensors[twin].shape == self.tensors[HEAD_NAME].shape
         )
 
+    def is_conv1d(self, module: str) -> bool:
+        """Whether transformers builds `module` as Conv1D, whose weight is stored (in, out).
+
+        Told by the architecture, since a square weight doesn't show it.
+        """
+        if self.config.get("model_type") not in _CONV1D_MODELS:
+            return False
+        return module.rpartition(".")[2] in _CONV1D_MODULES
+
     @property
     def claim(self) -> BaseClaim:
         """What an adapter trained on this base should say."""
@@ -126,6 +138,8 @@ class Verdict:
     fingerprint: Comparison
     placement: Mapping[str, str]
     """For every module found: the base tensor its delta is added to."""
+    transposed: frozenset[str]
+    """The modules whose weight the base stores as (in, out): embeddings, and Conv1D as in GPT-2."""
 
 
 def read_base(folder: Path, *, repo: str | None = None, revision: str | None = None) -> BaseModel:
@@ -160,15 +174,22 @@ def fits(
     """
     claim = claim or facts.config.base
     placement: dict[str, str] = {}
+    transposed: set[str] = set()
     missing, misshapen = [], []
     for name, module in facts.modules.items():
         tensor = find_weight(base, name)
         if tensor is None:
             missing.append(name)
-        elif (problem := _shape_problem(module, base.tensors[tensor])) is not None:
-            misshapen.append(f"{name}: {problem}")
-        else:
-            placement[name] = tensor
+            continue
+        shape = (module.out_features, module.in_features)
+        across = module.embedding or base.is_conv1d(name)
+        if base.tensors[tensor].shape != (shape[::-1] if across else shape):
+            found = list(base.tensors[tensor].shape)
+            misshapen.append(f"{name}: the adapter is for {list(shape)}, the base has {found}")
+            continue
+        placement[name] = tensor
+        if across:
+            transposed.add(name)
     comparison: Comparison = "unknown"
     problems, remarks = [], []
     if known_fingerprint is not None:
@@ -197,6 +218,7 @@ def fits(
         modules_total=len(facts.modules),
         fingerprint=comparison,
         placement=placement,
+        transposed=frozenset(transposed),
     )
 
 
@@ -237,18 +259,11 @@ def _label(repo: str | None) -> str:
     return (repo or "").lower()  # the Hub resolves repository names without regard to case
 
 
-def _shape_problem(module: LoraModule, info: TensorInfo) -> str | None:
-    expected = (module.out_features, module.in_features)
-    if module.transposed:
-        expected = expected[::-1]
-    if info.shape == expected:
-        return None
-    return f"the adapter is for {list(expected)}, the base has {list(info.shape)}"
-
-
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
     index_path, single = folder / INDEX_NAME, folder / SINGLE_NAME
-    if index_path.is_file():
+    weight_map = None
+    shards = [SINGLE_NAME]
+    if not single.is_file() and index_path.is_file():  # in transformers' order
         weight_map = parse_object(index_path.read_bytes(), INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not all(
             isinstance(shard, str) for shard in weight_map.values()
@@ -257,9 +272,7 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
         shards = sorted(set(weight_map.values()))
         if any(Path(shard).name != shard for shard in shards):
             raise FormatError(f"{folder.name}/{INDEX_NAME} points outside its folder.")
-    elif single.is_file():
-        weight_map, shards = None, [SINGLE_NAME]
-    else:
+    elif not single.is_file():
         raise NotFoundError(
             f"{folder} has no safetensors weights.",
             why=f"Neither {SINGLE_NAME} nor {INDEX_NAME} is there.",

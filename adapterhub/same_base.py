@@ -64,5 +64,6 @@ def shared_base(
         remarks.append(
             f"the base of {', '.join(unknown)} is unknown; that they share one was not checked"
         )
-    fingerprint = known.pop() if len(known) == 1 else None
+    # Only what every parent is known to share is passed on to their child.
+    fingerprint = known.pop() if len(known) == 1 and None not in prints.values() else None
     return SharedBase(BaseClaim(repo, revision), fingerprint, tuple(remarks), tuple(problems))

@@ -151,7 +151,9 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     source = {"gguf_file": gguf.name, "local_files_only": True}
     with redirect_stderr(io.StringIO()):  # its progress bar can't be switched off
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, **source
+        )
     # The weights are plain tensors now; without this, save_pretrained still believes in a quantised model.
     del model.config.quantization_config
     model.hf_quantizer = None

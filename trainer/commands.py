@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a LoRA or QLoRA adapter; the result is in the store with its provenance."""
+    # The base is on this machine or is refused; nothing a library might look up on the Hub is wanted.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from adapterhub.trainer.libraries import logged_to, require_libraries
     from adapterhub.trainer.recipe import load_recipe
 

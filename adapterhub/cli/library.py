@@ -116,7 +116,7 @@ def show(
         if not attestations:
             known = ctx.store.attestations(resolved.digest)
             record["attestations"] = [
-                {"type": item.type, "created": item.created, "said": in_a_line(item)}
+                {"type": item.type, "created": item.created[:19], "said": in_a_line(item)}
                 for item in known
             ]
     ctx.out.record(record, ids=("digest",))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.base import HEAD_NAME, BaseModel
-from adapterhub.errors import OutOfSpaceError, UnsupportedError
+from adapterhub.errors import IncompatibleError, OutOfSpaceError, UnsupportedError
 from adapterhub.fsio import require_free
 from adapterhub.lora.adapter import Adapter
 from adapterhub.store import Store
@@ -46,23 +46,30 @@ def make_plan(
     store: Store, adapters: Sequence[Adapter], base: BaseModel, *, allow_mismatch: bool
 ) -> ExportPlan:
     """Raises IncompatibleError where an adapter doesn't fit, UnsupportedError for weights that can't be added to."""
+    _require_unquantised(base)
     placement: dict[str, str] = {}
+    transposed: set[str] = set()
     overridden: list[str] = []
     for adapter in adapters:
-        verdict = store.require_fit(adapter.resolved, base, allow_mismatch=allow_mismatch)
+        verdict = store.fit(adapter.resolved, base)
         if verdict.modules_found != verdict.modules_total:
-            # Allowed or not, a delta without its tensor can't be written: that would drop it silently.
-            store.require_fit(adapter.resolved, base)
+            # No flag helps: a delta without its tensor can't be written, and leaving it out would be silent.
+            raise IncompatibleError(
+                f"{adapter.label} doesn't fit the base {base.label}.",
+                why="; ".join(verdict.reasons),
+                hint="Name the base it was trained on: --base FOLDER_OR_REPO",
+            )
+        store.require_fit(adapter.resolved, base, allow_mismatch=allow_mismatch)
         overridden += [] if verdict.ok else verdict.reasons
         placement.update(verdict.placement)
-    _require_bakeable(base, placement)
-    modules = {name: module for adapter in adapters for name, module in adapter.modules.items()}
+        transposed |= verdict.transposed
+    _require_floats(base, placement)
     targets, untied = {}, False
     for module, tensor in placement.items():
         head = module.rpartition(".")[2] == HEAD_NAME.removesuffix(".weight")
         written = HEAD_NAME if head and tensor == base.embedding else tensor
         untied |= base.tied and (head or tensor == base.embedding)
-        targets[written] = Target(module, tensor, modules[module].transposed)
+        targets[written] = Target(module, tensor, module in transposed)
     size = sum(info.end - info.start for info in base.tensors.values())
     if untied and HEAD_NAME not in base.tensors and base.embedding is not None:
         info = base.tensors[base.embedding]
@@ -85,13 +92,16 @@ def check_target(folder: Path, size: int, overwrite: bool, *, keep: Sequence[Pat
         )
 
 
-def _require_bakeable(base: BaseModel, placement: Mapping[str, str]) -> None:
+def _require_unquantised(base: BaseModel) -> None:
     if base.config.get("quantization_config"):
         raise UnsupportedError(
             f"{base.label} is quantised; a delta can't be added to its packed weights.",
             why="Its config.json has a quantization_config.",
             hint="Export into the original base: --base FOLDER_OR_REPO",
         )
+
+
+def _require_floats(base: BaseModel, placement: Mapping[str, str]) -> None:
     wrong = sorted(name for name in placement.values() if base.tensors[name].dtype not in BAKEABLE)
     if wrong:
         raise UnsupportedError(

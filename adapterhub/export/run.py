@@ -54,7 +54,9 @@ def export(
     shared = shared_base(store, parents, allow_mismatch=allow_mismatch)
     for remark in shared.remarks:
         warn(remark)
-    model = store.base_for(parents[0], base)
+    # The first that says which base it belongs to speaks for all: `shared_base` has checked that none contradicts.
+    speaker = next((parent for parent in parents if parent.manifest.base.repo), parents[0])
+    model = store.base_for(speaker, base)
     with opened(store, parents, "exported") as adapters:
         plan = make_plan(store, adapters, model, allow_mismatch=allow_mismatch)
         check_target(folder, plan.size, overwrite, keep=(model.path, store.home))
@@ -77,7 +79,7 @@ def export(
         }
         with running(store.runs_dir, "export", {"folder": str(folder), **record}):
             sizing = Engine(recipe, adapters)
-            with progress("Preparing the deltas", sizing.steps) as bar:
+            with progress("Preparing the deltas", sizing.preparing_steps) as bar:
                 deltas = Engine(recipe, adapters, workers, bar.advance).deltas()
             with progress(f"Writing {folder.name} (MB)", plan.size / 1e6) as bar:
                 bake(

@@ -42,7 +42,8 @@ class LoraModule:
     a: TensorInfo
     b: TensorInfo
     transposed: bool
-    """The base's weight is stored (in, out): Conv1D (`fan_in_fan_out`) and embeddings."""
+    """Whether the configuration says that the base stores the weight as (in, out). PEFT saves one flag for all modules,
+    the last one's, so for a given base `fits` decides."""
     embedding: bool
 
     @property
@@ -101,6 +102,7 @@ class AdapterFacts:
         found = [] if self.kind in ("lora", "dora") else [f"the kind {self.kind.upper()}"]
         found += list(self.config.variants)
         for names, what in (
+            (() if self.kind == "dora" else self.magnitudes, "magnitude vectors without use_dora"),
             (self.saved, "whole trained weights (modules_to_save)"),
             (self.biases, "trained biases"),
             (self.other, "tensors that are no low-rank pair"),

@@ -61,12 +61,16 @@ class TensorInfo:
 class TensorFile:
     """A checked safetensors file, mapped read-only. Use as a context manager, or let it be collected."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises FormatError when the file is not a sound safetensors file, OSError when it can't be read."""
+    def __init__(self, path: Path, *, label: str | None = None) -> None:
+        """Raises FormatError when the file is not a sound safetensors file, OSError when it can't be read.
+
+        `label` is what errors call the file, where its own name says nothing to a person.
+        """
         self.path = path
+        self.label = label or path.name
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            self.infos, self.metadata = read_header(path, file.read(8), file, size)
+            self.infos, self.metadata = read_header(path, self.label, file.read(8), file, size)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __enter__(self) -> Self:
@@ -111,20 +115,20 @@ class TensorFile:
     def _stored(self, info: TensorInfo, first: int, count: int) -> npt.NDArray[Any]:
         if info.dtype not in _NUMPY:
             raise FormatError(
-                f"{self.path.name}: tensor {info.name!r} has dtype {info.dtype}, which can't be read here."
+                f"{self.label}: tensor {info.name!r} has dtype {info.dtype}, which can't be read here."
             )
         dtype = np.dtype(_NUMPY[info.dtype])
         return np.frombuffer(self._map, dtype, count, info.start + first * dtype.itemsize)
 
 
 def read_header(
-    path: Path, head: bytes, file: Any, size: int
+    path: Path, label: str, head: bytes, file: Any, size: int
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Tensor table and metadata of a safetensors file of `size` bytes whose first 8 are `head`; `file` stands behind them."""
 
     def bad(why: str) -> FormatError:
         return FormatError(
-            f"{path.name} is not a sound safetensors file.",
+            f"{label} is not a sound safetensors file.",
             why=why[0].upper() + why[1:],
             hint="Fetch or save the file again; nothing was loaded from it.",
         )
@@ -132,11 +136,13 @@ def read_header(
     if len(head) < 8:
         raise bad(f"it has only {size} bytes.")
     length = int.from_bytes(head, "little")
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+    impossible = length > MAX_HEADER_BYTES or 8 + length > size
+    # Only then: a sound file's header may well have a length whose first byte looks like a pickle's.
+    if impossible and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"):
         raise bad(
             "it is a pickle (torch.save) under another name; pickles can run code and are never loaded."
         )
-    if length > MAX_HEADER_BYTES or 8 + length > size:
+    if impossible:
         raise bad(
             f"it announces a header of {length} bytes, but the file has {size} bytes (or it is no safetensors file)."
         )

@@ -80,6 +80,7 @@ def opened(store: Store, parents: Sequence[Resolved], operation: str) -> Iterato
                 Adapter(resolved, facts, stack.enter_context(store.tensors(resolved, verify=True)))
             )
         _require_same_shapes(adapters)
+        _require_same_spelling(adapters)
         yield adapters
 
 
@@ -94,8 +95,8 @@ def _require_same_shapes(adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         for name, module in adapter.modules.items():
             owner, other = first.setdefault(name, (adapter, module))
-            mine = (module.out_features, module.in_features, module.transposed, module.embedding)
-            theirs = (other.out_features, other.in_features, other.transposed, other.embedding)
+            mine = (module.out_features, module.in_features, module.embedding)
+            theirs = (other.out_features, other.in_features, other.embedding)
             if mine != theirs:
                 problems.append(
                     f"{name}: {owner.label} has {list(theirs[:2])}, {adapter.label} has {list(mine[:2])}"
@@ -103,5 +104,20 @@ def _require_same_shapes(adapters: Sequence[Adapter]) -> None:
     if problems:
         raise IncompatibleError(
             f"{adapters[0].label} and the others are not for the same model.",
-            why=f"Modules of one name differ in shape or orientation: {some(problems)}.",
+            why=f"Modules of one name differ in shape: {some(problems)}.",
         )
+
+
+def _require_same_spelling(adapters: Sequence[Adapter]) -> None:
+    """Refuses `layers.0.q_proj` in one and `model.layers.0.q_proj` in another: one module, of which PEFT would use one."""
+    owners: dict[str, Adapter] = {}
+    for adapter in adapters:
+        owners |= dict.fromkeys(adapter.modules, adapter)
+    for name, owner in owners.items():
+        inner = name.partition(".")[2]
+        if inner in owners and owners[inner] is not owner and name not in owners[inner].modules:
+            raise IncompatibleError(
+                f"{owner.label} and {owners[inner].label} name the same module differently.",
+                why=f"{name} in one, {inner} in the other: they were trained on differently wrapped models.",
+                hint="Save one of them again from the model class of the other.",
+            )

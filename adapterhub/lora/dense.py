@@ -18,8 +18,8 @@ TILE_VALUES = 2**22
 """Values of one row block. Fixed, since a product's last bits may depend on its shape."""
 EXACT_SIDE = 1024
 """Up to this size of the smaller side the decomposition is exact."""
-_OVERSAMPLING = 16
-_POWER_ITERATIONS = 2
+_OVERSAMPLING = 32
+_POWER_ITERATIONS = 3
 _SEED = 0x5EED  # of the range finder's test matrix: part of the definition of the result
 
 

@@ -124,15 +124,17 @@ class Engine:
     advance: Callable[[], None] = field(default=lambda: None)
 
     @property
+    def preparing_steps(self) -> int:
+        """How often `advance` is called by `deltas`."""
+        streamed = self.recipe.spec.family == "elementwise"
+        if not streamed or float(self.recipe.parameters.get("density", 1.0)) >= 1:
+            return 0
+        return 2 * sum(len(adapter.modules) for adapter in self.adapters)
+
+    @property
     def steps(self) -> int:
         """How often `advance` is called by `deltas` and `adapter` together."""
-        passes = 0
-        if (
-            self.recipe.spec.family == "elementwise"
-            and float(self.recipe.parameters.get("density", 1.0)) < 1
-        ):
-            passes = 2 * sum(len(adapter.modules) for adapter in self.adapters)
-        return passes + len(all_modules(self.adapters))
+        return self.preparing_steps + len(all_modules(self.adapters))
 
     def deltas(self) -> dict[str, MergedDelta]:
         """The merged delta of every module, as objects; element-wise thresholds are found here."""

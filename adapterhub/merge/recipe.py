@@ -104,10 +104,9 @@ def parse_weights(text: str) -> list[float]:
 def _rank(rank: str | int) -> str | int:
     if rank in ("auto", "full"):
         return rank
-    try:
-        number = int(rank)
-    except ValueError:
-        number = 0
+    if isinstance(rank, str) and rank.isdecimal():
+        rank = int(rank)
+    number = rank if isinstance(rank, int) else 0
     if not 1 <= number <= 65536:
         raise UsageError(
             f"--rank {rank} is not allowed.",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adapterhub.errors import FormatError
 from adapterhub.formats.peft import WEIGHTS_NAME
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import encode_header
@@ -43,10 +44,10 @@ def write_folder(
             if name in embedding
             else ("lora_A.weight", "lora_B.weight")
         )
+        if dtype == "float16":
+            b, a = _evened(b, a)
         for role, factor in zip(roles, (a, b), strict=True):
-            tensors[f"base_model.model.{name}.{role}"] = factor.to(
-                _TORCH_DTYPES[dtype]
-            ).contiguous()
+            tensors[f"base_model.model.{name}.{role}"] = _rounded(factor, dtype, name)
     rows = [
         (name, _SAFETENSORS_DTYPES[dtype], tuple(tensor.shape), tensor.nbytes)
         for name, tensor in tensors.items()
@@ -58,7 +59,28 @@ def write_folder(
         with (folder / WEIGHTS_NAME).open("xb") as file:
             file.write(encode_header(rows, {"format": "pt"}))
             for tensor in tensors.values():
-                file.write(tensor.view(torch.uint8).numpy().data)
+                file.write(tensor.flatten().view(torch.uint8).numpy().data)
+
+
+def _rounded(factor: torch.Tensor, dtype: str, module: str) -> torch.Tensor:
+    rounded = factor.to(_TORCH_DTYPES[dtype])
+    if not torch.isfinite(rounded).all():
+        raise FormatError(
+            f"The merged {module} doesn't fit into {dtype}.",
+            why=f"Its largest value is {float(factor.abs().max()):.3g}.",
+            hint="Choose a wider one: --dtype float32",
+        )
+    return rounded
+
+
+def _evened(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moves powers of two between the factors of each direction, so that neither falls below float16's normal range."""
+    high_b = b.abs().amax(dim=0)  # (R,)
+    high_a = a.abs().amax(dim=1)  # (R,)
+    used = (high_b > 0) & (high_a > 0)
+    ratio = torch.where(used, high_a, 1.0) / torch.where(used, high_b, 1.0)
+    shift = (ratio.log2() / 2).round()
+    return torch.ldexp(b, shift), torch.ldexp(a, -shift[:, None])
 
 
 def _config(merged: MergedAdapter, parents: Sequence[Adapter], base: BaseClaim) -> dict[str, Any]:

@@ -7,8 +7,10 @@ so neither the order of the blocks nor the number of workers matters.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 
 import torch
 
@@ -39,12 +41,12 @@ def magnitude_thresholds(
     high = for_each(names, lambda name: _count(deltas[name], None), workers=workers, done=done)
     if per_module:
         chosen = [
-            _find(counts, _keep(density, deltas[name]))
+            _find(counts, _kept(density, _size(deltas[name])))
             for name, counts in zip(names, high, strict=True)
         ]
     else:
-        total = int(sum(delta.shape[0] * delta.shape[1] for delta in deltas.values()))
-        chosen = [_find(_sum(high), max(1, int(density * total)))] * len(names)
+        total = int(sum(_size(delta) for delta in deltas.values()))
+        chosen = [_find(_sum(high), _kept(density, total))] * len(names)
     bins = dict(zip(names, chosen, strict=True))
     low = for_each(
         names, lambda name: _count(deltas[name], bins[name][0]), workers=workers, done=done
@@ -61,8 +63,13 @@ def magnitude_thresholds(
     return thresholds
 
 
-def _keep(density: float, delta: Delta) -> int:
-    return max(1, int(density * delta.shape[0] * delta.shape[1]))
+def _kept(density: float, count: int) -> int:
+    # As the decimal fraction that was typed: 0.29 of 100 is 29, where binary floating point says 28.999...
+    return max(1, math.floor(Fraction(str(density)) * count))
+
+
+def _size(delta: Delta) -> int:
+    return delta.shape[0] * delta.shape[1]
 
 
 def _count(delta: Delta, high_bin: int | None) -> torch.Tensor:

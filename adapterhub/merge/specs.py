@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Any, Literal
 
 from adapterhub.errors import UsageError
@@ -154,7 +156,8 @@ TIES = MethodSpec(
 _BUILT_IN = (LINEAR, TIES)
 
 
-def methods() -> dict[str, MethodSpec]:
+@cache
+def methods() -> Mapping[str, MethodSpec]:
     """All methods by name: ours, and those of other packages (entry-point group `adapterhub.merge_methods`)."""
     found = {spec.name: spec for spec in _BUILT_IN}
     for point in entry_points(group="adapterhub.merge_methods"):
@@ -165,7 +168,7 @@ def methods() -> dict[str, MethodSpec]:
                 why=f"{point.value} is no MethodSpec, or its name is taken.",
             )
         found[spec.name] = spec
-    return found
+    return MappingProxyType(found)
 
 
 def method(name: str) -> MethodSpec:

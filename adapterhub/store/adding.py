@@ -57,6 +57,7 @@ class Adding:
     refs: Refs
     bases: BaseRegistry
     attest: Callable[[str, AttestationType, Mapping[str, Any]], Attestation]
+    known_fingerprint: Callable[[str], str | None]
 
     def run(
         self,
@@ -83,8 +84,9 @@ class Adding:
                 staged[path] = stage_copy(source, self.layout.tmp)
             facts, content, remarks = _judge(staged)
             notes += remarks
-            verdict = _check_fit(facts, model, allow_mismatch, folder)
             manifest = _manifest(facts, model, staged, content)
+            known_base = self.known_fingerprint(manifest.digest)
+            verdict = _check_fit(facts, model, known_base, allow_mismatch, folder)
             for remark in notes:
                 note(remark)
             body = dict(
@@ -155,7 +157,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _judge(staged: Mapping[str, Staged]) -> tuple[AdapterFacts, str, list[str]]:
-    with TensorFile(staged[WEIGHTS_NAME].path) as weights:
+    with TensorFile(staged[WEIGHTS_NAME].path, label=WEIGHTS_NAME) as weights:
         facts = read_facts(staged[CONFIG_NAME].path, weights)
         content, value_notes = scan_values(facts, weights)
     beyond = facts.beyond_lora()
@@ -169,11 +171,11 @@ def _judge(staged: Mapping[str, Staged]) -> tuple[AdapterFacts, str, list[str]]:
 
 
 def _check_fit(
-    facts: AdapterFacts, model: BaseModel | None, allow: bool, folder: Path
+    facts: AdapterFacts, model: BaseModel | None, known: str | None, allow: bool, folder: Path
 ) -> Verdict | None:
     if model is None:
         return None
-    verdict = fits(facts, model)
+    verdict = fits(facts, model, known_fingerprint=known)
     if not verdict.ok and not allow:
         raise IncompatibleError(
             f"{folder} doesn't fit the base {model.label}.",

@@ -200,9 +200,9 @@ def _cut_back(path: Path, length: int) -> None:
         os.truncate(path, length)
 
 
-def now() -> str:
-    """The time as the journal and attestations write it: ISO 8601, UTC, whole seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def now(timespec: str = "seconds") -> str:
+    """The time in UTC as ISO 8601: whole seconds in the journal, finer where an order depends on it."""
+    return datetime.now(UTC).isoformat(timespec=timespec)
 
 
 def _who() -> str:

@@ -174,7 +174,7 @@ class Store:
         """The adapter's modules and configuration, read from its stored files."""
         config = self.weights_entry(resolved, CONFIG_NAME)
         with self.tensors(resolved) as weights:
-            return read_facts(self.blobs.path(config), weights)
+            return read_facts(self.blobs.verified(config), weights)
 
     def tensors(self, resolved: Resolved, *, verify: bool = False) -> TensorFile:
         """The adapter's tensors, mapped. With `verify`, the bytes are hashed again first."""
@@ -274,7 +274,9 @@ class Store:
             note: called with each remark a person should read.
         """
         with self.writing():
-            adding = Adding(self.layout, self.blobs, self.refs, self.bases, self.attest)
+            adding = Adding(
+                self.layout, self.blobs, self.refs, self.bases, self.attest, self.known_fingerprint
+            )
             return adding.run(
                 folder,
                 name=name,
@@ -293,7 +295,7 @@ class Store:
         for known in self.attestations(digest):
             if known.type == kind and known.document["body"] == dict(body):
                 return known
-        attestation = make_attestation(digest, kind, body, now())
+        attestation = make_attestation(digest, kind, body, now("microseconds"))
         self.prepare()
         hexadecimal = attestation.digest.removeprefix(DIGEST_PREFIX)
         self.blobs.write_document(self.layout.attestations(digest) / hexadecimal, attestation.data)

@@ -55,7 +55,8 @@ def merge_rows(
         if block is not None:
             trimmed.append(torch.where(block.abs() >= threshold[module], block * weight, 0.0))
     stacked = torch.stack(trimmed)  # (K, n, in)
-    elected = stacked.sum(dim=0).sign()
+    # In float64, so that deltas which cancel elect nothing, whatever their order.
+    elected = stacked.sum(dim=0, dtype=torch.float64).sign()
     agrees = (stacked.sign() == elected) & (elected != 0)
     total = torch.where(agrees, stacked, 0.0).sum(dim=0)
     return total * (scale / agrees.sum(dim=0).clamp(min=1))
