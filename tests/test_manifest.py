@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub.canonical import canonical_bytes, digest_of, parse_object
 from adapterhub.errors import FormatError, UnsupportedError

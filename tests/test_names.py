@@ -7,7 +7,8 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from adapterhub.errors import UsageError
 from adapterhub.names import DigestPointer, Name, parse_name, parse_pointer, slug

@@ -95,7 +95,7 @@ def _write_changed(
             why="It overflows, or the base itself holds NaN or infinity.",
             hint="Export into a float32 or bfloat16 copy of the base.",
         )
-    file.write(rounded.contiguous().view(torch.uint8).numpy().data)
+    file.write(rounded.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _copy_beside(plan: ExportPlan, building: Path) -> None:

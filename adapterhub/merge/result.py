@@ -59,7 +59,7 @@ def write_folder(
         with (folder / WEIGHTS_NAME).open("xb") as file:
             file.write(encode_header(rows, {"format": "pt"}))
             for tensor in tensors.values():
-                file.write(tensor.flatten().view(torch.uint8).numpy().data)
+                file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _rounded(factor: torch.Tensor, dtype: str, module: str) -> torch.Tensor:

@@ -42,7 +42,7 @@ def on_a_terminal(
     process = subprocess.Popen(
         [PROGRAM, *words],
         env={**plain, "TERM": "xterm-256color", **environment},
-        preexec_fn=lambda: os.login_tty(theirs),
+        preexec_fn=lambda: os.login_tty(theirs),  # noqa: PLW1509 - no threads here
     )
     os.close(theirs)
     data, deadline = b"", time.monotonic() + seconds

@@ -38,11 +38,11 @@ def test_no_option_or_argument_is_without_words(command: str) -> None:
     import inspect
     from typing import get_args
 
-    app = build(command.split()[0])
-    infos = app.registered_commands or [
-        c for group in app.registered_groups for c in group.typer_instance.registered_commands
-    ]  # type: ignore[union-attr]
-    (info,) = [one for one in infos if one.name == command.split()[-1]]
+    app = build(command.split(maxsplit=1)[0])
+    groups = [group.typer_instance for group in app.registered_groups if group.typer_instance]
+    infos = [one for each in (app, *groups) for one in each.registered_commands]
+    name = command.rpartition(" ")[2]
+    (info,) = [one for one in infos if one.name == name]
     assert info.callback
     assert inspect.getdoc(info.callback)
     for parameter in inspect.signature(info.callback).parameters.values():

@@ -11,8 +11,8 @@ import pytest
 from adapterhub.cli.output import Output, clean
 from adapterhub.store import Store
 from tests.cli.calling import Said, call
-from tests.support.adapters import AdapterMaker
 from tests.cli.terminals import on_a_terminal
+from tests.support.adapters import AdapterMaker
 
 ESC, CSI, RLO = "\x1b", "\x9b", "\u202e"
 EVIL = f"{ESC}[31mred{ESC}[0m{ESC}]0;title\a{CSI}2J\r\n\t\b\x7f{RLO}gnp.exe [bold red]markup[/] [link=http://x]l[/link] :boom: 名 é"

@@ -17,7 +17,11 @@ from tests.support.adapters import AdapterMaker
 from tests.support.models import ModelMaker
 
 SIGNALS = pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"]
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
+    ],
 )
 WIDE = {f"model.layers.{layer}.self_attn.q_proj": (2048, 2048) for layer in range(40)}
 
@@ -88,6 +92,7 @@ def test_an_add_that_is_interrupted_leaves_no_trace(
     assert left_over(home) == []
 
 
+@pytest.mark.slow
 @SIGNALS
 def test_an_add_is_interrupted_while_its_values_are_checked_too(
     number: int, home: Path, tmp_path: Path
@@ -154,6 +159,7 @@ def test_an_export_that_is_interrupted_leaves_no_folder(
     assert listing(home) == before
 
 
+@pytest.mark.slow
 def test_an_export_over_a_folder_that_is_interrupted_leaves_that_folder(
     home: Path, store: Store, make_adapter: AdapterMaker, tiny: ModelMaker, tmp_path: Path
 ) -> None:
@@ -193,6 +199,7 @@ def big_base(tiny: ModelMaker, tmp_path: Path) -> Path:
     return base
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_works_the_next_time(home: Path, tmp_path: Path) -> None:
     folder = big_adapter(tmp_path / "big", 200)
     copying = home / "store" / "tmp"

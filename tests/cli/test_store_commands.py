@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.names import parse_name
 from adapterhub.store import Store
 from tests.cli.calling import call
 from tests.store.watching import refs, unchanged
@@ -47,17 +48,11 @@ def words(
     """The words of the command in a store with three names of two adapters, and a base."""
     store.add_folder(make_adapter("tone"), name="support/tone")
     store.add_folder(make_adapter("other", seed=1), name="other")
-    store.tag(store.resolve("support/tone"), _name("support/tone:v2"))
+    store.tag(store.resolve("support/tone"), parse_name("support/tone:v2"))
     if COMMANDS[request.param][0][:2] == ["base", "ls"]:
         store.bases.remember(store.bases.open(str(tiny_llama)))
     places = {"new": make_adapter("new", seed=2), "out": tmp_path / "out", "base": tiny_llama}
     return [word.format(**places) for word in COMMANDS[request.param][0]]
-
-
-def _name(text: str) -> object:
-    from adapterhub.names import parse_name
-
-    return parse_name(text)
 
 
 EVERY = pytest.mark.parametrize("words", COMMANDS, indirect=True)

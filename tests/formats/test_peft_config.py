@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub.errors import FormatError
 from adapterhub.formats.peft_config import looks_like_repo, match_pattern, parse_config, read_config
@@ -284,7 +285,13 @@ except AdapterHubError as error:
 """
 
 
-@pytest.mark.parametrize("attack", HOSTILE)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(attack, marks=[pytest.mark.slow] if place % 2 else [])
+        for place, attack in enumerate(HOSTILE)
+    ],
+)
 def test_a_foreign_pattern_takes_bounded_time_and_memory(attack: str) -> None:
     """Ten seconds and 2 GiB are plenty for any honest configuration of 128 modules."""
     began = time.monotonic()

@@ -117,7 +117,7 @@ def test_a_result_that_overflows_its_dtype_is_refused_in_words_about_the_merge(
     ]
     before = state(merger.store)
     with pytest.raises(FormatError) as caught:
-        merger.of(parents, weights=[1e6, 1e6], dtype=None)
+        merger.of(parents, weights=[1e12, 1e12], dtype=None)
     text = str(caught.value)
     assert "checkpoint of that training" not in text, (
         "the parents are sound: the weights are too large"

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adapterhub.cli import library, refs as ref_commands  # noqa: F401 - imported before the fork
+from adapterhub.cli import library  # noqa: F401 - imported before the fork
 from adapterhub.cli.main import main
 from tests.store.watching import journal, left_over, listing, problems, refs
 
@@ -171,6 +171,7 @@ def sweep(
     code, said, count = run(fresh(), command, Fault(kind, home, -1))
     if code != 0:
         raise SystemExit(f"without a fault it gives {code}: {said}")
+    say({"fault": kind, "of": int(count)})
     whole = state(home)
     stride = max(1, -(-int(count) // points)) if points else 1
     # Each fault begins at another point, so that the few of a fast run are not the same ones for all.
@@ -192,10 +193,13 @@ def sweep(
                 wrong.append(f"in the end the names are {sorted(end[0])}")
             lost = {kept(name) for name in whole[2]} - {kept(name) for name in end[2]}
             wrong += [f"in the end there is no {name}" for name in sorted(lost)]
-        print(
-            json.dumps({"fault": kind, "at": at, "of": int(count), "event": event, "wrong": wrong}),
-            flush=True,
-        )
+        say({"fault": kind, "at": at, "event": event, "wrong": wrong})
+
+
+def say(line: dict[str, Any]) -> None:
+    """One JSON line."""
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()  # a buffer would be inherited, and written again, by every child
 
 
 def kept(name: str) -> str:

@@ -82,8 +82,7 @@ def config_bytes(data: bytes) -> Spoil:
 
 def one_value(value: float, dtype: torch.dtype, where: str = B, place: int = -1) -> Spoil:
     def change(found: dict[str, torch.Tensor]) -> None:
-        for name in found:
-            found[name] = found[name].to(dtype)
+        found.update({name: tensor.to(dtype) for name, tensor in found.items()})
         found[where].view(-1)[place] = value
 
     return tensors(change)

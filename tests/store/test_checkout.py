@@ -185,7 +185,7 @@ def test_every_target_works_or_is_refused_with_a_reason(
         out.symlink_to(tmp_path / "nowhere")
     elif target == "the current folder":
         monkeypatch.chdir(out.parent)
-        out = Path(".")
+        out = Path()
     overwrite = ["--overwrite"] if target == "a link to a folder" else []
     said = call("checkout", "tone", out, *overwrite)
     assert "Something went wrong inside" not in said.err

@@ -85,6 +85,7 @@ def test_different_adapters_under_different_names_are_all_there(
     }
 
 
+@pytest.mark.slow
 def test_one_adapter_under_different_names_is_there_under_all(
     store: Store, make_adapter: AdapterMaker, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_one_adapter_under_one_name_is_created_once(
     assert len(journal(tmp_path / "home")) == 1
 
 
+@pytest.mark.slow
 def test_different_adapters_under_one_name_one_wins_and_the_others_are_refused(
     store: Store, make_adapter: AdapterMaker, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_different_adapters_under_one_name_one_wins_and_the_others_are_refused(
     assert problems(tmp_path / "home") == []
 
 
+@pytest.mark.slow
 def test_moving_one_name_from_all_sides_keeps_an_unbroken_chain(
     store: Store, make_adapter: AdapterMaker, tmp_path: Path
 ) -> None:

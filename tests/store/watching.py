@@ -76,13 +76,16 @@ def problems(home: Path) -> list[str]:
                 found.append(f"{name} lacks {entry['path']}")
             elif blob.stat().st_size != entry["size"]:
                 found.append(f"{entry['path']} of {name} has another size")
-    for shelf in ("blobs", "manifests"):
-        for path in (store / shelf / "sha256").glob("*/*"):
-            if path.name != sha256(path.read_bytes()) or path.parent.name != path.name[:2]:
-                found.append(f"{shelf}/{path.name[:12]} is not what its name says")
-    for path in (store / "attestations").glob("*/*"):
-        if path.name != sha256(path.read_bytes()):
-            found.append(f"attestation {path.name[:12]} is not what its name says")
+    shelved = [*store.glob("blobs/sha256/*/*"), *store.glob("manifests/sha256/*/*")]
+    found += [
+        f"{path} is on the wrong shelf" for path in shelved if path.parent.name != path.name[:2]
+    ]
+    named = [*shelved, *store.glob("attestations/*/*")]
+    found += [
+        f"{path} isn't what its name says"
+        for path in named
+        if path.name != sha256(path.read_bytes())
+    ]
     return found
 
 
