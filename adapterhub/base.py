@@ -147,7 +147,11 @@ def read_base(folder: Path, *, repo: str | None = None, revision: str | None = N
     folder = folder.resolve()
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise NotFoundError(f"{folder} is no model folder.", why="There is no config.json in it.")
+        raise NotFoundError(
+            f"{folder} is no model folder.",
+            why="There is no config.json in it.",
+            hint="Name the folder that save_pretrained wrote, or a repository: --base org/name",
+        )
     config = parse_object(config_path.read_bytes(), f"{folder.name}/config.json")
     if match := _SNAPSHOT.search(folder.as_posix()):
         repo = repo or match["repo"].replace("--", "/", 1)

@@ -47,7 +47,9 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
             why=f"The limit is {MAX_DOCUMENT_BYTES} bytes.",
         )
     try:
-        value = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as error:
         raise FormatError(
             f"{what} is not valid JSON.", why=str(error) or "It is nested too deeply."

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.errors import ConflictError, OutOfSpaceError
+from adapterhub.errors import AdapterHubError, ConflictError, OutOfSpaceError
 
 CHUNK = 4 * 2**20
 
@@ -30,19 +30,41 @@ class Staged:
     size: int
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
     """Turns "disk full" and "quota exceeded" into OutOfSpaceError; other errors pass."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutOfSpaceError(
-                f"There is no space left for {where}.",
-                why="Nothing was changed, and the temporary file is gone.",
-                hint="Make room (df -h), then run the same command again.",
-            ) from error
+        if error.errno in _FULL:
+            raise no_space(where) from error
         raise
+
+
+def no_space(where: object) -> OutOfSpaceError:
+    return OutOfSpaceError(
+        f"There is no space left for {where}.",
+        why="Nothing was changed, and the temporary file is gone.",
+        hint="Make room (df -h), then run the same command again.",
+    )
+
+
+def in_words(error: OSError) -> AdapterHubError:
+    """What the operating system refused, as an error for people."""
+    where = error.filename or "the output"
+    if error.errno in _FULL:
+        return no_space(where)
+    if error.errno == errno.EROFS:
+        return AdapterHubError(
+            f"{where} is on a read-only file system.",
+            why="Nothing was changed.",
+            hint="Choose another store with ADAPTERHUB_HOME, or mount it writable.",
+        )
+    said = (error.strerror or str(error)).lower()
+    return AdapterHubError(f"{where} can't be used: {said}.", why="The operating system says so.")
 
 
 def temporary_name(stem: str = "") -> str:
@@ -151,6 +173,12 @@ def require_free(folder: Path, overwrite: bool, *, keep: Sequence[Path], hint: s
             raise ConflictError(
                 f"{folder} can't be written: {precious} lies there.", hint="Choose another folder."
             )
+    if resolved == Path.cwd().resolve():
+        raise ConflictError(f"{resolved} is the current folder.", hint="Name a new one.")
+    if folder.is_symlink() and not folder.exists():
+        raise ConflictError(
+            f"{folder} is a link that leads nowhere.", hint="Choose another folder."
+        )
     if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConflictError(f"{folder} exists and is not empty.", hint=hint)
 
@@ -163,30 +191,37 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     `overwrite`, or empty) is set aside first, and removed once the new one is in place. On any failure or Ctrl-C the
     new one is removed and the old one is back.
     """
-    target = target.absolute()
+    # An empty folder behind a link is filled; with `overwrite` the link itself is replaced, not what it leads to.
+    target = target.absolute() if overwrite else target.resolve()
     make_directory(target.parent)
     building = target.parent / temporary_name(f".{target.name}")
     old = target.parent / temporary_name(f".{target.name}.old")
-    building.mkdir()
     try:
+        building.mkdir()
         yield building
         for root, _, files in os.walk(building):
             for name in files:
                 _flush(Path(root) / name)
             fsync_directory(Path(root))
-        if overwrite and target.exists():
+        if overwrite and os.path.lexists(target):
             os.rename(target, old)
         os.rename(building, target)  # replaces an empty folder, and fails on any other
         fsync_directory(target.parent)
     except BaseException:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
         shutil.rmtree(building, ignore_errors=True)
+        if os.path.lexists(old) and not os.path.lexists(target):
+            os.rename(old, target)
+        _remove(old)
         raise
-    if old.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, a file or a link, never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        old.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -79,8 +79,15 @@ def parse_pointer(text: str) -> Name | DigestPointer:
 
 def slug(text: str) -> str:
     """A legal name part made of `text`, for names we propose ourselves."""
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:96].rstrip("-._")
-    return cleaned if cleaned and cleaned.lower() not in _DEVICE_NAMES else "adapter"
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80].rstrip("-._")
+    if not cleaned or cleaned.partition(".")[0].lower() in _DEVICE_NAMES:
+        return f"adapter-{cleaned}" if cleaned else "adapter"
+    return cleaned
+
+
+def is_name_part(text: str) -> bool:
+    """Whether `text` may be a namespace, a name or a tag."""
+    return bool(_PART.match(text))
 
 
 def _check_part(text: str, part: str) -> None:

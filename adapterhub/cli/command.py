@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import signal
 import sys
 import traceback
@@ -12,12 +13,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, update_wrapper
 from importlib.util import find_spec
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
 from adapterhub.cli.output import Output
 from adapterhub.errors import AdapterHubError, ExitCode, MissingDependencyError
+from adapterhub.fsio import in_words
 from adapterhub.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,6 +65,8 @@ def command(function: F) -> F:
     The function may return an ExitCode; None is OK.
     """
     hints = get_type_hints(function, include_extras=True)
+    for hint in hints.values():
+        _show_brackets(hint)
     own = [
         parameter.replace(annotation=hints[parameter.name])
         for parameter in list(inspect.signature(function).parameters.values())[1:]
@@ -96,6 +100,13 @@ def command(function: F) -> F:
     return run  # type: ignore[return-value]
 
 
+def _show_brackets(hint: Any) -> None:
+    """Help is written as it should look; typer reads `[...]` in it as markup unless it is escaped."""
+    for extra in get_args(hint)[1:]:
+        if isinstance(getattr(extra, "help", None), str):
+            extra.help = re.sub(r"(?<!\\)\[", r"\\[", extra.help)
+
+
 def _run(call: Callable[[], Any], out: Output, debug: bool) -> ExitCode:
     try:
         with _terminate_like_interrupt():
@@ -112,13 +123,15 @@ def _run(call: Callable[[], Any], out: Output, debug: bool) -> ExitCode:
         out.error(AdapterHubError("Interrupted.", why=said or "The store is as it was."))
         return ExitCode.INTERRUPTED
     except BrokenPipeError:  # `adapterhub ls | head`: the reader has enough
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return ExitCode.OK
     except (typer.Exit, typer.Abort):
         raise
-    except PermissionError as error:
-        out.error(AdapterHubError(f"Not allowed: {error.filename}.", why=str(error.strerror)))
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        out.error(in_words(error))
+        _drop_output()
         return ExitCode.FAILED
     except Exception as error:  # noqa: BLE001 - the last resort: a bug is told as one, with a way to see more
         if debug:
@@ -130,6 +143,12 @@ def _run(call: Callable[[], Any], out: Output, debug: bool) -> ExitCode:
             )
         )
         return ExitCode.FAILED
+
+
+def _drop_output() -> None:
+    """What is left in the buffer goes nowhere, so that the interpreter doesn't stumble over it when it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _terminate_like_interrupt:  # noqa: N801 - used as a context manager

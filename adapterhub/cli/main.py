@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from adapterhub.cli.output import Output
+from adapterhub.errors import ExitCode, UsageError
 
 GROUP = "adapterhub.commands"
 
@@ -36,10 +42,29 @@ _CORE: dict[str, tuple[str, str]] = {
 _PANELS = {"train": "Train and evaluate", "serve": "Serve and watch", "tui": "Serve and watch"}
 
 
+class _Group(TyperGroup):
+    """Tells a wrong call as JSON where `--json` was typed."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        if "--json" not in words or not extra.get("standalone_mode", True):
+            return super().main(args, *rest, **extra)
+        try:
+            code = super().main(words, *rest, **{**extra, "standalone_mode": False})
+        except Exception as error:
+            told = getattr(error, "format_message", None)
+            if told is None:
+                raise
+            Output("json").error(UsageError(told(), hint=f"adapterhub {words[0]} --help"))
+            sys.exit(int(ExitCode.USAGE))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
 def build(only: str | None = None) -> typer.Typer:
     """The command line, whole or with just the command `only`."""
     app = typer.Typer(
         name="adapterhub",
+        cls=_Group,
         help="Keep, compare, merge, export, train and serve LoRA adapters.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -53,11 +78,10 @@ def build(only: str | None = None) -> typer.Typer:
             _register(app, name, panel, getattr(import_module(module), attribute))
     if only is None or only not in _CORE:
         for point in _outside():
-            if only in (None, point.name):
+            if only in (None, point.name) and point.name not in _CORE:
                 try:
                     target = point.load()
-                except (ImportError, AttributeError) as error:
-                    # One broken package must not take the other commands down.
+                except Exception as error:  # noqa: BLE001 - one broken package must not take the others down
                     sys.stderr.write(
                         f"warning: the command {point.name} can't be loaded: {error}\n"
                     )
@@ -68,6 +92,11 @@ def build(only: str | None = None) -> typer.Typer:
 
 def main() -> None:
     """Runs the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal in another encoding is no reason to fail
     typed = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     completing = "_ADAPTERHUB_COMPLETE" in os.environ
     known = (

@@ -20,8 +20,11 @@ from adapterhub.errors import AdapterHubError, UsageError
 
 Mode = Literal["human", "json", "quiet"]
 
-# C0, DEL, C1, and the marks that reorder text (bidi), so that a name can't pretend to be another.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# C0, DEL, C1, marks that reorder text (bidi), line separators, and the lone surrogates that stand for bytes which are
+# no UTF-8: a name made of these could command a terminal or pretend to be another.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def clean(value: object, *, keep_newlines: bool = False) -> str:
@@ -29,9 +32,17 @@ def clean(value: object, *, keep_newlines: bool = False) -> str:
 
     def visible(match: re.Match[str]) -> str:
         found = match[0]
-        return found if keep_newlines and found == "\n" else f"\\x{ord(found):02x}"
+        if keep_newlines and found == "\n":
+            return found
+        return f"\\x{ord(found):02x}" if ord(found) < 256 else f"\\u{ord(found):04x}"
 
     return _CONTROL.sub(visible, str(value))
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON in which every control character is escaped, also those that JSON itself would let through."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str, allow_nan=False)
+    return _CONTROL.sub(lambda m: m[0] if m[0] == "\n" else f"\\u{ord(m[0]):04x}", text)
 
 
 class Progress(Protocol):
@@ -117,7 +128,7 @@ class Output:
                 "hint": error.hint,
                 "exit_code": int(error.exit_code),
             }
-            self._stderr.write(json.dumps({"error": body}, ensure_ascii=False) + "\n")
+            self._stderr.write(to_json({"error": body}) + "\n")
             return
         self._say("error: ", error.what, "bold red")
         for part in (error.why, error.hint):
@@ -147,7 +158,7 @@ class Output:
     # How
 
     def _print_json(self, value: object) -> None:
-        self._line(json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False))
+        self._line(to_json(value, indent=2))
 
     def _line(self, text: str) -> None:
         self._stdout.write(text + "\n")

@@ -18,8 +18,9 @@ _ROLES = "lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_
 _ROLE = re.compile(
     rf"(?P<module>.+)\.(?P<role>{_ROLES})(?P<adapter>\.(?!weight\Z|bias\Z)[^.]+)?(?P<leaf>\.weight|\.bias)?\Z"
 )
+# A saved module may itself have layers: classifier.modules_to_save.default.dense.weight.
 _SAVED = re.compile(
-    r"(?P<module>.+)\.modules_to_save(?:\.(?!weight\Z|bias\Z)[^.]+)?\.(?P<leaf>weight|bias)\Z"
+    r"(?P<module>.+)\.modules_to_save(?:\.(?!weight\Z|bias\Z)[^.]+)?(?P<inner>(?:\.[^.]+)*)\.(?P<leaf>weight|bias)\Z"
 )
 
 
@@ -64,6 +65,6 @@ def parse_key(name: str) -> Key:
     if match := _ROLE.match(plain):
         return Key(match["module"], match["role"], (match["leaf"] or "").lstrip("."))
     if match := _SAVED.match(plain):
-        return Key(match["module"], "full", match["leaf"])
+        return Key(match["module"] + match["inner"], "full", match["leaf"])
     module, _, leaf = plain.rpartition(".")
     return Key(module, "full", leaf)

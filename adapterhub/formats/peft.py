@@ -19,7 +19,7 @@ from adapterhub.canonical import canonical_bytes, digest_of
 from adapterhub.errors import FormatError, NotFoundError, UnsupportedError
 from adapterhub.formats.keys import Key, parse_key
 from adapterhub.formats.peft_config import CONFIG_NAME, PeftConfig, read_config
-from adapterhub.formats.safetensors import FLOATS, TORCH_NAMES, TensorFile, TensorInfo
+from adapterhub.formats.safetensors import FLOATS, TORCH_NAMES, WITH_NAN, TensorFile, TensorInfo
 from adapterhub.manifest import LoraFacts
 from adapterhub.words import some
 
@@ -139,9 +139,7 @@ def find_peft(folder: Path) -> PeftFolder:
     if not config.is_file():
         raise NotFoundError(
             f"{folder} holds no adapter.",
-            why=f"There is no {CONFIG_NAME} in it."
-            if folder.is_dir()
-            else "There is no such folder.",
+            why=_why_none(folder),
             hint=_nested_hint(folder),
         )
     if not weights.is_file():
@@ -154,6 +152,7 @@ def find_peft(folder: Path) -> PeftFolder:
             )
         raise NotFoundError(
             f"{folder} has a {CONFIG_NAME} but no {WEIGHTS_NAME}.",
+            why="The configuration alone is no adapter.",
             hint="Was the download finished?",
         )
     return PeftFolder(config, weights)
@@ -176,6 +175,7 @@ def read_facts(config_path: Path, weights: TensorFile) -> AdapterFacts:
             )
         keys[key.canonical] = info
         _sort_in(key, info, roles, parts, config)
+    _set_aside_odd_shapes(roles, parts)
     modules = {}
     for (module, role), info in sorted(roles.items()):
         if role in _PAIRS:
@@ -221,11 +221,12 @@ def scan_values(facts: AdapterFacts, weights: TensorFile) -> tuple[str, list[str
     The content digest is of the tensors alone under their canonical names, so the same adapter in another key layout
     or with another README has the same content.
     """
-    rows, silent_b, pairs = [], 0, 0
+    rows = []
+    silent: dict[str, set[str]] = {}
     for name, info in weights.infos.items():
         key = parse_key(name)
         any_value = False
-        if info.dtype in FLOATS:
+        if info.dtype in WITH_NAN:
             for block in weights.blocks(name):
                 if not np.isfinite(block).all():
                     raise FormatError(
@@ -234,18 +235,20 @@ def scan_values(facts: AdapterFacts, weights: TensorFile) -> tuple[str, list[str
                         hint="Take an earlier checkpoint of that training.",
                     )
                 any_value = any_value or bool(block.any())
-        if key.role in _A_OF:
-            pairs += 1
-            silent_b += not any_value
+        if not any_value and key.module in facts.modules and key.role in {*_PAIRS, *_A_OF}:
+            silent.setdefault(key.module, set()).add(key.role)
         hashed = hashlib.sha256(weights.raw(name)).hexdigest()
         rows.append([key.canonical, info.dtype, list(info.shape), hashed])
     notes = []
-    if pairs and silent_b == pairs:
+    roles = " or ".join(sorted({role for found in silent.values() for role in found}))
+    if silent and len(silent) == len(facts.modules):
         notes.append(
-            "every lora_B is zero: this adapter changes nothing (it was never trained, or its gradients were lost)"
+            f"every {roles} is zero: this adapter changes nothing (it was never trained, or its gradients were lost)"
         )
-    elif silent_b:
-        notes.append(f"lora_B is zero in {silent_b} of {pairs} modules: those change nothing")
+    elif silent:
+        notes.append(
+            f"{roles} is zero in {len(silent)} of {len(facts.modules)} modules: those change nothing"
+        )
     return digest_of(canonical_bytes({"tensors": sorted(rows)})), notes
 
 
@@ -265,7 +268,7 @@ def _sort_in(
     config: PeftConfig,
 ) -> None:
     plain_pair = key.role in _PAIRS or key.role in _A_OF
-    if config.peft_type == "LORA" and plain_pair and key.leaf != "bias" and len(info.shape) == 2:
+    if config.peft_type == "LORA" and plain_pair and key.leaf != "bias":
         roles[key.module, key.role] = info
     elif key.role == "lora_magnitude_vector":
         parts.magnitudes.append(key.canonical)
@@ -275,6 +278,13 @@ def _sort_in(
         parts.saved.append(key.canonical)
     else:
         parts.other.append(key.canonical)
+
+
+def _set_aside_odd_shapes(roles: dict[tuple[str, str], TensorInfo], parts: _Parts) -> None:
+    """A pair of which either factor is no matrix is no low-rank pair (convolutions, grouped layouts): both are `other`."""
+    odd = {module for (module, _), info in roles.items() if len(info.shape) != 2}
+    for module, role in [key for key in roles if key[0] in odd]:
+        parts.other.append(parse_key(roles.pop((module, role)).name).canonical)
 
 
 def _is_saved(module: str, config: PeftConfig) -> bool:
@@ -344,6 +354,12 @@ def _dtype(infos: list[TensorInfo]) -> str:
     return (
         "mixed" if len(found) > 1 else TORCH_NAMES.get(next(iter(found)), next(iter(found)).lower())
     )
+
+
+def _why_none(folder: Path) -> str:
+    if folder.is_dir():
+        return f"There is no {CONFIG_NAME} in it."
+    return "It is no folder." if folder.exists() else "There is no such folder."
 
 
 def _nested_hint(folder: Path) -> str:

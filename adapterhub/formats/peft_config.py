@@ -16,14 +16,13 @@ from typing import Any
 
 from adapterhub.canonical import parse_object
 from adapterhub.errors import FormatError
+from adapterhub.formats.patterns import PatternClock, match_pattern
 from adapterhub.manifest import BaseClaim, is_commit
 
 CONFIG_NAME = "adapter_config.json"
-MAX_PATTERN = 4096
-PATTERN_SECONDS = 1.0
+MAX_TEXT = 4096
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")
-_PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.-]+\Z")
 # Fields that change what the factors mean. Each maps a *set* value to the words a refusal uses.
 _VARIANTS: Mapping[str, str] = {
     "use_qalora": "QALoRA (grouped input)",
@@ -61,22 +60,23 @@ class PeftConfig:
     """Empty where targets are given as a regular expression or a preset."""
     variants: tuple[str, ...] = ()
     """What makes this more than plain LoRA, in words."""
+    clock: PatternClock = field(default_factory=PatternClock, compare=False, repr=False)
 
     def module_rank(self, module: str) -> int:
         """The rank PEFT gives `module`."""
-        key = match_pattern(self.rank_pattern, module)
+        key = match_pattern(self.rank_pattern, module, self.clock)
         return self.rank if key is None else self.rank_pattern[key]
 
     def module_scaling(self, module: str, rank: int) -> float:
         """alpha/r, or alpha/sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
-        key = match_pattern(self.alpha_pattern, module)
+        key = match_pattern(self.alpha_pattern, module, self.clock)
         alpha = self.alpha if key is None else self.alpha_pattern[key]
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
 
 def read_config(path: Path) -> tuple[PeftConfig, dict[str, Any]]:
     """The configuration at `path` and the JSON it came from. FormatError where it is no PEFT configuration."""
-    document = parse_object(path.read_bytes(), path.name)
+    document = parse_object(path.read_bytes(), CONFIG_NAME)
     return parse_config(document), document
 
 
@@ -98,6 +98,11 @@ def parse_config(document: Mapping[str, Any]) -> PeftConfig:
     low_rank = kind.upper() in ("LORA", "ADALORA")
     claimed = document.get("base_model_name_or_path")
     claimed = claimed if isinstance(claimed, str) else ""
+    if len(claimed) > MAX_TEXT or (not claimed.isascii() and not _is_unicode(claimed)):
+        raise FormatError(
+            "adapter_config.json: base_model_name_or_path can't be used.",
+            why=f"It is too long (over {MAX_TEXT} characters), or it is no Unicode text.",
+        )
     revision = document.get("revision")
     repo = claimed if looks_like_repo(claimed) else None
     use_dora = reader.flag("use_dora")
@@ -130,37 +135,6 @@ def looks_like_repo(text: str) -> bool:
     )
 
 
-def match_pattern(patterns: Mapping[str, Any], module: str) -> str | None:
-    """The first key that PEFT would apply to `module`: a regular expression that matches a dotted suffix of it.
-
-    Foreign expressions run with a time limit, since one crafted line could otherwise hang every command.
-    """
-    for key in patterns:
-        if _PLAIN_PATTERN.match(key):
-            if module == key or module.endswith("." + key):
-                return key
-            continue
-        if _regex_matches(key, module):
-            return key
-    return None
-
-
-def _regex_matches(pattern: str, module: str) -> bool:
-    import regex
-
-    try:
-        if len(pattern) > MAX_PATTERN:
-            raise FormatError(
-                f"A pattern of {len(pattern)} characters is longer than {MAX_PATTERN}."
-            )
-        return bool(regex.match(rf"(.*\.)?({pattern})$", module, timeout=PATTERN_SECONDS))
-    except (regex.error, TimeoutError, RecursionError) as error:
-        raise FormatError(
-            f"The pattern {pattern[:80]!r} in adapter_config.json can't be used.",
-            why="It takes too long to match." if isinstance(error, TimeoutError) else str(error),
-        ) from error
-
-
 def _variants(document: Mapping[str, Any], use_dora: bool) -> tuple[str, ...]:
     found = ["DoRA (a trained magnitude per output)"] if use_dora else []
     found += [words for key, words in _VARIANTS.items() if document.get(key)]
@@ -170,6 +144,21 @@ def _variants(document: Mapping[str, Any], use_dora: bool) -> tuple[str, ...]:
             f"{init} initialisation (its factors fit a changed base; save it converted to plain LoRA)"
         )
     return tuple(found)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and no file can hold
+        return False
+    return True
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 class _Reader:
@@ -192,11 +181,7 @@ class _Reader:
         value = self._document.get(key)
         if value is None:
             return default
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if isinstance(value, bool) or not _is_finite(value):
             raise self._wrong(key, "a finite number")
         return value
 
@@ -228,7 +213,7 @@ class _Reader:
         if not isinstance(value, dict) or not all(
             isinstance(item, allowed)
             and not isinstance(item, bool)
-            and math.isfinite(item)
+            and _is_finite(item)
             and (kind is float or item > 0)
             for item in value.values()
         ):

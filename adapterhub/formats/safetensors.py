@@ -35,9 +35,11 @@ _BITS = {
 }  # fmt: skip
 _NUMPY: dict[str, str] = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "F8_E5M2": "u1", "F8_E4M3": "u1", "I16": "<i2", "U16": "<u2", "F16": "<f2",
-    "BF16": "<u2", "I32": "<i4", "U32": "<u4", "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
+    "BF16": "<u2", "I32": "<i4", "U32": "<u4", "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8", "C64": "<c8", "F8_E8M0": "u1",
 }  # fmt: skip
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
+WITH_NAN = FLOATS | {"C64", "F8_E8M0"}
+"""Dtypes that can say NaN."""
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
                "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn"}  # fmt: skip
 
@@ -186,7 +188,7 @@ def _tensor(path: Path, name: str, entry: Any, origin: int, size: int, bad: Any)
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise bad(f"tensor {name!r} lacks dtype, shape or data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _BITS:
+    if not isinstance(dtype, str) or dtype not in _BITS:
         raise bad(f"tensor {name!r} has the unknown dtype {dtype!r}.")
     if not _counts(shape) or len(shape) > 16:
         raise bad(f"tensor {name!r} has no valid shape.")
@@ -236,6 +238,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _widen(stored: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[Any]:
     if info.dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
+    if info.dtype == "F8_E8M0":
+        return np.where(stored == 255, np.nan, np.exp2(stored.astype(np.float64) - 127))
     if info.dtype in ("F8_E5M2", "F8_E4M3"):
         table: npt.NDArray[Any] = _float8_table(info.dtype)[stored]
         return table

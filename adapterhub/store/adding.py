@@ -21,7 +21,6 @@ from adapterhub.fsio import Staged, stage_copy
 from adapterhub.manifest import (
     Attestation,
     AttestationType,
-    BaseClaim,
     FileEntry,
     Manifest,
     is_safe_relative_path,
@@ -57,6 +56,7 @@ class Adding:
     refs: Refs
     bases: BaseRegistry
     attest: Callable[[str, AttestationType, Mapping[str, Any]], Attestation]
+    attestations: Callable[[str], list[Attestation]]
     known_fingerprint: Callable[[str], str | None]
 
     def run(
@@ -77,14 +77,14 @@ class Adding:
         found = find_peft(folder)
         target = parse_name(name) if name is not None else Name("", slug(folder.resolve().name))
         model = self.bases.open(base) if base is not None else None
-        sources, notes = _files(found.config.parent)
         staged: dict[str, Staged] = {}
         try:
+            sources, notes = _files(found.config.parent)
             for path, source in sources.items():
                 staged[path] = stage_copy(source, self.layout.tmp)
             facts, content, remarks = _judge(staged)
             notes += remarks
-            manifest = _manifest(facts, model, staged, content)
+            manifest = _manifest(facts, staged, content)
             known_base = self.known_fingerprint(manifest.digest)
             verdict = _check_fit(facts, model, known_base, allow_mismatch, folder)
             for remark in notes:
@@ -93,9 +93,9 @@ class Adding:
                 provenance
                 or {"event": "imported", "claimed_base": facts.config.claimed_base, "notes": notes}
             )
-            known = self.layout.manifest(manifest.digest).exists()
+            told = {attestation.type for attestation in self.attestations(manifest.digest)}
             statements = list(attestations)
-            if not known or provenance is not None:
+            if provenance is not None or "provenance" not in told:
                 statements.append(("provenance", body))
             if model is not None and verdict is not None:
                 statements.append(("base", _base_body(model, verdict, body)))
@@ -112,6 +112,10 @@ class Adding:
                     target, manifest.digest, op=op, why=why or f"add {folder}", move=move
                 )
             return Added(manifest.digest, target, created, manifest, tuple(notes))
+        except FormatError as error:
+            error.why = error.why or "Such a file can't be used safely."
+            error.hint = error.hint or f"Nothing was stored. Save or fetch {folder} again."
+            raise
         finally:
             for copy in staged.values():
                 copy.path.unlink(missing_ok=True)
@@ -121,7 +125,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Every regular file of the adapter by its relative POSIX path, and remarks on what was left out."""
     root = folder.resolve()
     # The Hub's cache is a folder of links into blobs/ beside snapshots/; any other link that leaves is refused.
-    allowed = root.parents[1] if root.parent.name == "snapshots" else root
+    allowed = [root] + ([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])
     files: dict[str, Path] = {}
     notes: list[str] = []
     checkpoints: list[str] = []
@@ -137,7 +141,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
                     continue
                 walk(path)
             elif path.is_file():
-                if not path.resolve().is_relative_to(allowed):
+                if not any(path.resolve().is_relative_to(place) for place in allowed):
                     raise FormatError(
                         f"{relative} is a link that leads out of {folder}.",
                         why="It is not part of the adapter.",
@@ -185,15 +189,10 @@ def _check_fit(
     return verdict
 
 
-def _manifest(
-    facts: AdapterFacts, model: BaseModel | None, staged: Mapping[str, Staged], content: str
-) -> Manifest:
-    claim = facts.config.base
-    if model is not None and claim.repo is None:
-        claim = BaseClaim(model.repo, model.revision)
+def _manifest(facts: AdapterFacts, staged: Mapping[str, Staged], content: str) -> Manifest:
     files = [FileEntry(path, copy.digest, copy.size) for path, copy in staged.items()]
     return make_manifest(
-        kind=facts.kind, base=claim, lora=facts.lora(), files=files, content=content
+        kind=facts.kind, base=facts.config.base, lora=facts.lora(), files=files, content=content
     )
 
 

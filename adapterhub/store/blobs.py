@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import StoreDamagedError
 from adapterhub.fsio import CHUNK, Staged, publish, write_file
 from adapterhub.store.layout import Layout
@@ -21,12 +22,12 @@ class Blobs:
     def commit(self, staged: Staged) -> Path:
         """Moves a staged copy to its place, or drops it where those bytes are there already."""
         path = self._layout.blob(staged.digest)
-        if path.exists() and path.stat().st_size == staged.size:
+        if path.is_file() and _hash(path) == staged.digest:
             os.utime(path)  # in use again: spared by a collection that is under way
             staged.path.unlink()
             return path
         staged.path.chmod(0o444)
-        publish(staged.path, path)
+        publish(staged.path, path)  # also over damaged bytes: adding an adapter again mends it
         return path
 
     def path(self, digest: str) -> Path:
@@ -43,19 +44,24 @@ class Blobs:
     def verified(self, digest: str) -> Path:
         """As `path`, after hashing the bytes again: what is merged, exported or served is what was added."""
         path = self.path(digest)
-        with path.open("rb") as file:
-            found = hashlib.sha256()
-            while chunk := file.read(CHUNK):
-                found.update(chunk)
-        if f"sha256:{found.hexdigest()}" != digest:
+        found = _hash(path)
+        if found != digest:
             raise StoreDamagedError(
                 f"The bytes {short(digest)} in the store have changed.",
-                why=f"{path} now hashes to {found.hexdigest()[:12]}.",
-                hint="Delete that file, then add the adapter again from where it came.",
+                why=f"{path} now hashes to {short(found)}.",
+                hint="Add the adapter again from where it came; that mends it: adapterhub add FOLDER",
             )
         return path
 
     def write_document(self, path: Path, data: bytes) -> None:
-        """Writes a content-addressed document; the same document again changes nothing."""
-        if not path.exists():
+        """Writes a content-addressed document; the same document again changes nothing, and mends a damaged one."""
+        if not path.is_file() or path.read_bytes() != data:
             write_file(path, data, self._layout.tmp, mode=0o444)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        found = hashlib.sha256()
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+    return DIGEST_PREFIX + found.hexdigest()

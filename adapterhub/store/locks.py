@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapterhub.errors import StoreLockedError
+from adapterhub.errors import StoreLockedError, UsageError
 
 WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -22,7 +22,7 @@ def locked(path: Path, *, exclusive: bool, wait: float | None = None) -> Iterato
     """Holds the lock file `path`; StoreLockedError after `wait` seconds (default: `$ADAPTERHUB_LOCK_WAIT` or 30)."""
     import fcntl
 
-    patience = float(os.environ.get("ADAPTERHUB_LOCK_WAIT", WAIT_SECONDS)) if wait is None else wait
+    patience = _patience() if wait is None else wait
     deadline = time.monotonic() + patience
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -43,3 +43,15 @@ def locked(path: Path, *, exclusive: bool, wait: float | None = None) -> Iterato
         yield
     finally:
         os.close(descriptor)
+
+
+def _patience() -> float:
+    text = os.environ.get("ADAPTERHUB_LOCK_WAIT", str(WAIT_SECONDS))
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        raise UsageError(
+            f"ADAPTERHUB_LOCK_WAIT is {text!r}.",
+            why="It must be a number of seconds.",
+            hint="export ADAPTERHUB_LOCK_WAIT=30",
+        ) from None

@@ -21,7 +21,7 @@ import msgspec
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import ConflictError, NotFoundError, StoreDamagedError
 from adapterhub.fsio import disk_errors, fsync_directory, make_directory, write_file
-from adapterhub.names import Name, parse_name
+from adapterhub.names import Name, is_name_part, parse_name
 from adapterhub.store.layout import NO_NAMESPACE, Layout
 from adapterhub.store.locks import locked
 from adapterhub.words import did_you_mean, short
@@ -69,11 +69,18 @@ class Refs:
         return text
 
     def names(self) -> list[Name]:
-        """Every name, in order, whether or not its ref can be read."""
+        """Every name, in order, whether or not its ref can be read. Files that systems leave behind are no names."""
         found = []
-        for path in sorted(self._layout.refs.glob("*/*/*")):
-            namespace, name, tag = path.relative_to(self._layout.refs).parts
-            found.append(Name("" if namespace == NO_NAMESPACE else namespace, name, tag))
+        for namespace in _entries(self._layout.refs):
+            for name in _entries(namespace):
+                for tag in _entries(name):
+                    parts = (
+                        "" if namespace.name == NO_NAMESPACE else namespace.name,
+                        name.name,
+                        tag.name,
+                    )
+                    if all(map(is_name_part, filter(None, parts))):
+                        found.append(Name(*parts))
         return found
 
     def all(self) -> list[tuple[Name, str]]:
@@ -132,18 +139,23 @@ class Transaction:
         before = self.check(name, digest, move=move)
         if before == digest:
             return False
-        self._record(Change(now(), _who(), op, str(name), before, digest, why))
-        write_file(self._layout.ref(name), f"{digest}\n".encode(), self._layout.tmp)
+        with self._journalled(Change(now(), _who(), op, str(name), before, digest, why), name):
+            write_file(self._layout.ref(name), f"{digest}\n".encode(), self._layout.tmp)
         return True
 
     def check(self, name: Name, digest: str, *, move: bool) -> str | None:
         """What `name` means now; ConflictError where `set` would refuse."""
-        before = self._refs.read(name)
+        try:
+            before = self._refs.read(name)
+        except StoreDamagedError:
+            if not move:
+                raise
+            before = None  # moving a damaged ref is how it is mended
         if before not in (None, digest) and not move:
             raise ConflictError(
                 f"The name {name} is taken by another adapter ({short(before)}).",
                 why=f"The new one is {short(digest)}.",
-                hint=f"Choose another name with --name, or move this one: --move (the old one stays as @{short(before)})",
+                hint=f"Choose another name, or move this one with --move (the old one stays as @{short(before)}).",
             )
         self._refuse_case_twin(name)
         return before
@@ -151,13 +163,13 @@ class Transaction:
     def delete(self, name: Name, *, op: str, why: str) -> str:
         """Removes a ref and returns the digest it had."""
         before = self._refs.require(name)
-        self._record(Change(now(), _who(), op, str(name), before, None, why))
         path = self._layout.ref(name)
-        path.unlink()
-        fsync_directory(path.parent)
-        for empty in (path.parent, path.parent.parent):
-            with suppress(OSError):
-                empty.rmdir()
+        with self._journalled(Change(now(), _who(), op, str(name), before, None, why), name):
+            path.unlink()
+            fsync_directory(path.parent)
+            for empty in (path.parent, path.parent.parent):
+                with suppress(OSError):
+                    empty.rmdir()
         return before
 
     def _refuse_case_twin(self, name: Name) -> None:
@@ -174,8 +186,30 @@ class Transaction:
                     )
             folder /= part
 
-    def _record(self, change: Change) -> None:
-        line = json.dumps(asdict(change), ensure_ascii=False).encode() + b"\n"
+    @contextmanager
+    def _journalled(self, change: Change, name: Name) -> Iterator[None]:
+        """Journals `change`, then lets the block make it. If that fails or is interrupted, both are taken back.
+
+        A crash in between leaves the line; then the ref is right, and the journal still knows both digests.
+        """
+        end = self._append(change)
+        try:
+            yield
+        except BaseException:
+            if self._refs.read(name) != change.before:
+                if change.before is None:
+                    self._layout.ref(name).unlink(missing_ok=True)
+                else:
+                    write_file(
+                        self._layout.ref(name), f"{change.before}\n".encode(), self._layout.tmp
+                    )
+            os.truncate(self._layout.journal, end)
+            raise
+
+    def _append(self, change: Change) -> int:
+        """Adds a line and returns the length the journal had."""
+        # Folder names on Linux may be any bytes; the journal is UTF-8.
+        line = json.dumps(asdict(change), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         path = self._layout.journal
         with disk_errors(path), path.open("r+b") as file:
             end = file.seek(0, os.SEEK_END)
@@ -189,15 +223,20 @@ class Transaction:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-            except OSError:
-                _cut_back(path, end)
+            except BaseException:
+                with suppress(OSError):
+                    os.truncate(path, end)
                 raise
         fsync_directory(path.parent)
+        return end
 
 
-def _cut_back(path: Path, length: int) -> None:
-    with suppress(OSError):
-        os.truncate(path, length)
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing where it is gone (another process removed the last ref in it)."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def now(timespec: str = "seconds") -> str:

@@ -17,6 +17,7 @@ from adapterhub.base import BaseModel, BaseRegistry, Verdict, fits
 from adapterhub.canonical import DIGEST_PREFIX, digest_of
 from adapterhub.errors import (
     AdapterHubError,
+    FormatError,
     IncompatibleError,
     NotFoundError,
     StoreDamagedError,
@@ -162,13 +163,16 @@ class Store:
             found.append(parse_attestation(data))
         return sorted(found, key=lambda attestation: (attestation.created, attestation.digest))
 
-    def known_fingerprint(self, digest: str) -> str | None:
-        """The fingerprint of the base this adapter was trained on or last checked against."""
+    def known_base(self, digest: str) -> Mapping[str, Any]:
+        """The base this adapter was trained on or last checked against: its attestation's body, or nothing."""
         for attestation in reversed(self.attestations(digest)):
-            fingerprint = attestation.body.get("fingerprint")
-            if attestation.type == "base" and isinstance(fingerprint, str):
-                return fingerprint
-        return None
+            if attestation.type == "base" and isinstance(attestation.body.get("fingerprint"), str):
+                return attestation.body
+        return {}
+
+    def known_fingerprint(self, digest: str) -> str | None:
+        """The fingerprint of that base."""
+        return self.known_base(digest).get("fingerprint")
 
     def facts(self, resolved: Resolved) -> AdapterFacts:
         """The adapter's modules and configuration, read from its stored files."""
@@ -179,7 +183,15 @@ class Store:
     def tensors(self, resolved: Resolved, *, verify: bool = False) -> TensorFile:
         """The adapter's tensors, mapped. With `verify`, the bytes are hashed again first."""
         digest = self.weights_entry(resolved, WEIGHTS_NAME)
-        return TensorFile(self.blobs.verified(digest) if verify else self.blobs.path(digest))
+        if verify:
+            self.blobs.verified(digest)
+        try:
+            return TensorFile(self.blobs.path(digest), label=WEIGHTS_NAME)
+        except FormatError:
+            self.blobs.verified(
+                digest
+            )  # it was sound when it was added: say that the store is damaged
+            raise
 
     def weights_entry(self, resolved: Resolved, path: str) -> str:
         """The digest of the adapter's file `path`; UnsupportedError when the manifest names none."""
@@ -201,17 +213,13 @@ class Store:
         """The base to use with an adapter: the one asked for, else the one it claims, found on this machine."""
         if explicit is not None:
             return self.bases.open(explicit)
-        claim = resolved.manifest.base
-        if claim.repo is not None:
-            return self.bases.open(claim.repo, revision=claim.revision)
-        known = self.known_fingerprint(resolved.digest)
+        claim, known = resolved.manifest.base, self.known_base(resolved.digest)
         for record in self.bases.records():
-            if (
-                known is not None
-                and record["fingerprint"] == known
-                and Path(record["path"]).is_dir()
-            ):
+            if record["fingerprint"] == known.get("fingerprint") and Path(record["path"]).is_dir():
                 return self.bases.open(record["path"])
+        repo, revision = claim.repo or known.get("repo"), claim.revision or known.get("revision")
+        if isinstance(repo, str):
+            return self.bases.open(repo, revision=revision)
         raise NotFoundError(
             f"{resolved.label} doesn't say which base it belongs to.",
             hint="Name it: --base FOLDER_OR_REPO",
@@ -221,11 +229,12 @@ class Store:
         """What to call the adapter's base: its claim, else the base of this machine with the known fingerprint."""
         if manifest.base.repo is not None:
             return manifest.base.repo
-        known = self.known_fingerprint(digest)
-        for record in self.bases.records() if known is not None else []:
-            if record["fingerprint"] == known:
-                return record["repo"] or Path(record["path"]).name
-        return None
+        known = self.known_base(digest)
+        for record in self.bases.records() if known else []:
+            if record["fingerprint"] == known["fingerprint"]:
+                return str(record["repo"] or Path(record["path"]).name)
+        repo = known.get("repo")
+        return repo if isinstance(repo, str) else None
 
     def require_fit(
         self, resolved: Resolved, base: BaseModel, *, allow_mismatch: bool = False
@@ -275,7 +284,13 @@ class Store:
         """
         with self.writing():
             adding = Adding(
-                self.layout, self.blobs, self.refs, self.bases, self.attest, self.known_fingerprint
+                self.layout,
+                self.blobs,
+                self.refs,
+                self.bases,
+                self.attest,
+                self.attestations,
+                self.known_fingerprint,
             )
             return adding.run(
                 folder,

@@ -26,17 +26,18 @@ def fill(
         target = folder / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
         source = blobs.verified(entry.digest)
-        if entry.path == WEIGHTS_NAME and standard_names and _renamed(source, target):
-            continue
-        if link:
-            try:
-                os.link(source, target)
-                continue
-            except OSError:
-                pass  # another device, or no hard links there: a copy does as well
-        clone_or_copy(source, target)
-        if not link:
-            target.chmod(0o644)
+        renamed = entry.path == WEIGHTS_NAME and standard_names and _renamed(source, target)
+        if not renamed and not (link and _linked(source, target)):
+            clone_or_copy(source, target)
+        target.chmod(0o444 if link else 0o644)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:  # another device, or no hard links there: a copy does as well
+        return False
+    return True
 
 
 def _renamed(source: Path, target: Path) -> bool:

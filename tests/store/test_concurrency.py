@@ -217,7 +217,7 @@ def test_a_killed_process_leaves_no_locked_store(
     monkeypatch.setenv("ADAPTERHUB_LOCK_WAIT", "0.1")
     assert call("tag", "one", "two").code == 7
     holder.kill()
-    holder.wait()
+    holder.communicate()
     assert call("tag", "one", "two").code == 0
 
 

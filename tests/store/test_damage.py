@@ -26,7 +26,7 @@ def folder(make_adapter: AdapterMaker) -> Path:
 def home(store: Store, folder: Path, make_adapter: AdapterMaker, tmp_path: Path) -> Path:
     """A store with a sound adapter, `other`, beside the one that will be damaged, `tone`."""
     store.add_folder(folder)
-    store.add_folder(make_adapter("other", seed=1))
+    store.add_folder(make_adapter("other", seed=1, alpha=6))  # shares no blob with the first
     return tmp_path / "home"
 
 

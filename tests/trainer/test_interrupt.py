@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import pytest
 
 from adapterhub.errors import ExitCode
 from tests.cli.calling import PROGRAM, wait_until
+from tests.support.chat import chat_rows, write_rows
 
 if TYPE_CHECKING:
     from adapterhub.store import Store
@@ -28,10 +28,9 @@ def files(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
 
 
-def step_events(home: Path) -> int:
-    return sum(
-        path.read_text().count('"event": "step"') for path in home.glob("runs/*/events.jsonl")
-    )
+def events_text(home: Path) -> str:
+    """The events of all runs so far."""
+    return "".join(path.read_text() for path in home.glob("runs/*/events.jsonl"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -58,7 +57,8 @@ def test_an_interrupted_training_keeps_its_adapter_and_leaves_the_store_alone(
         text=True,
     )
     assert wait_until(
-        lambda: step_events(store.home) > 0 or process.poll() is not None, seconds=200
+        lambda: '"event": "step"' in events_text(store.home) or process.poll() is not None,
+        seconds=200,
     )
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -79,21 +79,25 @@ def test_an_interrupted_training_keeps_its_adapter_and_leaves_the_store_alone(
 def test_a_second_interrupt_stops_at_once(
     store: Store, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Accumulation makes one step last for ever: the first Ctrl-C waits for it, the second doesn't."""
-    path = write_recipe(steps=2, gradient_accumulation=1_000_000, batch_size=1)
-    with (tmp_path / "stderr").open("w+") as stderr:
+    """One step is a whole epoch here, about half a minute: the first Ctrl-C waits for it, the second doesn't."""
+    path = write_recipe(gradient_accumulation=1_000_000, packing=False, steps=1, eval={"rows": 0})
+    write_rows(tmp_path / "data.json", chat_rows(4000))
+    said = tmp_path / "stderr"
+    with said.open("wb") as stderr:
         process = subprocess.Popen(
-            [PROGRAM, "train", str(path)], env={**os.environ, "ADAPTERHUB_HOME": str(store.home)}, stderr=stderr
-        )  # fmt: skip
-        training = '"event": "training"'
-        assert wait_until(
-            lambda: any(training in p.read_text() for p in store.home.glob("runs/*/events.jsonl")),
-            seconds=200,
+            [PROGRAM, "train", str(path)],
+            env={**os.environ, "ADAPTERHUB_HOME": str(store.home)},
+            stderr=stderr,
         )
-        time.sleep(0.5)
+    try:
+        assert wait_until(lambda: '"event": "training"' in events_text(store.home), seconds=200)
         process.send_signal(signal.SIGINT)
-        assert wait_until(lambda: "Ctrl-C again" in (tmp_path / "stderr").read_text())
+        assert wait_until(lambda: "Ctrl-C again stops at once" in said.read_text())
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == ExitCode.INTERRUPTED
+    finally:
+        process.kill()
+        process.wait()
+    assert '"event": "step"' not in events_text(store.home)
     assert store.entries() == []

@@ -1,0 +1,88 @@
+"""Patterns for module names that come from strangers' configurations: as PEFT reads them, but with limits.
+
+PEFT takes each key of rank_pattern and alpha_pattern as a regular expression. One crafted line could hang every
+command, so length, number, repeats and time are bounded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from adapterhub.errors import FormatError
+
+MAX_PATTERN = 4096
+MAX_PATTERNS = 1000
+MAX_REPEATS = 10_000
+PATTERN_SECONDS = 3.0
+"""For all expressions of one configuration together."""
+
+_PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.-]+\Z")
+
+
+def match_pattern(
+    patterns: Mapping[str, Any], module: str, clock: PatternClock | None = None
+) -> str | None:
+    """The first key that PEFT would apply to `module`: a regular expression that matches a dotted suffix of it.
+
+    Foreign expressions run with limits, since one crafted line could otherwise hang every command.
+    """
+    clock = clock or PatternClock()
+    for key in patterns:
+        matches = (
+            _plain_match(key, module) if _PLAIN_PATTERN.match(key) else clock.matches(key, module)
+        )
+        if matches:
+            return key
+    return None
+
+
+def _plain_match(key: str, module: str) -> bool:
+    """A key without operators but the dot, which matches any character, as in PEFT."""
+    start = len(module) - len(key)
+    if start < 0 or (start > 0 and module[start - 1] != "."):
+        return False
+    return all(k in (".", c) for k, c in zip(key, module[start:], strict=True))
+
+
+class PatternClock:
+    """The time that all expressions of one configuration may take together."""
+
+    def __init__(self) -> None:
+        self._left = PATTERN_SECONDS
+        self._compiled: dict[str, Any] = {}
+
+    def matches(self, pattern: str, module: str) -> bool:
+        """Whether `pattern` matches a dotted suffix of `module`; FormatError for one that is wrong or too slow."""
+        import regex
+
+        began = time.monotonic()
+        try:
+            if pattern not in self._compiled:
+                _check_size(pattern, len(self._compiled))
+                self._compiled[pattern] = regex.compile(rf"(.*\.)?({pattern})$")
+            return bool(self._compiled[pattern].match(module, timeout=max(1e-3, self._left)))
+        except (regex.error, TimeoutError, RecursionError, MemoryError) as error:
+            raise FormatError(
+                f"The pattern {pattern[:80]!r} in adapter_config.json can't be used.",
+                why="It takes too long to match."
+                if isinstance(error, TimeoutError)
+                else str(error) or "It is too large.",
+                hint="Name the modules it means in full.",
+            ) from error
+        finally:
+            self._left -= time.monotonic() - began
+
+
+def _check_size(pattern: str, others: int) -> None:
+    """Refuses what would take memory or time before the first match: very long, very many, or multiplied repeats."""
+    repeats = math.prod(int(count) for count in re.findall(r"\{(?:\d*,)?(\d{1,9})\}", pattern))
+    if len(pattern) > MAX_PATTERN or others >= MAX_PATTERNS or repeats > MAX_REPEATS:
+        raise FormatError(
+            f"The pattern {pattern[:80]!r} in adapter_config.json can't be used.",
+            why="It is too long, repeats too much, or is one of too many.",
+            hint="Name the modules it means in full.",
+        )
