@@ -30,8 +30,8 @@ TASKS = {"instruct": "alpaca_en_demo.json", "tools": "glaive_toolcall_en_demo.js
 ADAPTERS = ("demo/instruct", "demo/tools", "demo/linear", "demo/ties")
 EXPORTED = "demo/ties"
 PROMPT = "Give three tips for staying healthy."
-EVAL_ROWS = 12
-EVAL_TOKENS = 384
+EVAL_ROWS = 8
+EVAL_TOKENS = 320
 
 # Attached in float32 or rounded into bf16 weights: the same model but for that rounding.
 ROUNDING_NATS = 0.02
@@ -67,7 +67,15 @@ def main() -> int:
     run("Do they interfere?", "diff", "demo/instruct", "demo/tools")
     for method in ("linear", "ties"):
         names = ("demo/instruct", "demo/tools")
-        run(f"Merge them with {method}", "merge", *names, "--method", method, "--name", f"demo/{method}")
+        run(
+            f"Merge them with {method}",
+            "merge",
+            *names,
+            "--method",
+            method,
+            "--name",
+            f"demo/{method}",
+        )
     model = export()
     run("What is in the store now", "ls")
     tables = {task: evaluated(task, file, base, model) for task, file in TASKS.items()}
@@ -79,7 +87,10 @@ def export() -> Path:
     folder = FOLDER / "model"
     record = folder / "adapterhub.json"
     shown = json.loads(capture("show", EXPORTED, "--json"))
-    if record.is_file() and json.loads(record.read_text())["adapters"][0]["digest"] == shown["digest"]:
+    if (
+        record.is_file()
+        and json.loads(record.read_text())["adapters"][0]["digest"] == shown["digest"]
+    ):
         out.note(f"\n{EXPORTED} is exported already.")
     else:
         run("Bake the merge into the base", "export", EXPORTED, "-o", "model", "--overwrite")
@@ -91,7 +102,7 @@ def evaluated(task: str, file: str, base: Path, model: Path) -> list[dict[str, A
     arguments = ["eval", "base", *ADAPTERS, model.name, "--data", file, "--base", str(base)]
     arguments += ["--max-rows", str(EVAL_ROWS), "--max-length", str(EVAL_TOKENS)]
     if task == "instruct":
-        arguments += ["--prompt", PROMPT, "--max-new-tokens", "40"]
+        arguments += ["--prompt", PROMPT, "--max-new-tokens", "32"]
     digests = [json.loads(capture("show", name, "--json"))["digest"] for name in ADAPTERS]
     key = hashlib.sha256(json.dumps([arguments, digests]).encode()).hexdigest()[:12]
     kept = FOLDER / f"eval-{task}-{key}.json"
@@ -108,10 +119,17 @@ def finish(tables: dict[str, list[dict[str, Any]]], model: Path, seconds: float)
     rows = []
     for index, row in enumerate(tables["instruct"]):
         name = f"{model.name}/ (exported {EXPORTED})" if row["kind"] == "model" else row["name"]
-        perplexities = {f"ppl {task}": round(table[index]["perplexity"], 3) for task, table in tables.items()}
+        perplexities = {
+            f"ppl {task}": round(table[index]["perplexity"], 3) for task, table in tables.items()
+        }
         rows.append({"model": name, **perplexities, "answer": row["answer"]})
     out.text("")
-    out.table(rows, ("model", *(f"ppl {task}" for task in TASKS), "answer"), ids="model", title=f"“{PROMPT}”")
+    out.table(
+        rows,
+        ("model", *(f"ppl {task}" for task in TASKS), "answer"),
+        ids="model",
+        title=f"“{PROMPT}”",
+    )
     failures = []
     for position, task in enumerate(TASKS):
         losses = {row["name"]: row["loss"] for row in tables[task]}
@@ -120,7 +138,9 @@ def finish(tables: dict[str, list[dict[str, Any]]], model: Path, seconds: float)
         difference = abs(losses[model.name] - losses[EXPORTED])
         out.note(f"{task}: exported and attached differ by {difference:.4f} nats a token")
         if difference > ROUNDING_NATS:
-            failures.append(f"the exported model differs from {EXPORTED} by {difference:.3f} nats on {task}")
+            failures.append(
+                f"the exported model differs from {EXPORTED} by {difference:.3f} nats on {task}"
+            )
     for failure in failures:
         out.warn(failure)
     out.note(f"\n{seconds:.0f} s in all. Everything is in {FOLDER}; look around:")
@@ -138,7 +158,9 @@ def run(title: str, *arguments: str) -> None:
 
 def capture(*arguments: str) -> str:
     """The standard output of one command."""
-    done = subprocess.run([COMMAND, *arguments], cwd=FOLDER, check=False, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [COMMAND, *arguments], cwd=FOLDER, check=False, stdout=subprocess.PIPE, text=True
+    )
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout

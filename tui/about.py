@@ -14,7 +14,7 @@ from adapterhub.manifest import Attestation
 from adapterhub.tui import attested
 from adapterhub.tui.facts import Fact, Names, Section, Tone, moment, said
 from adapterhub.tui.model import Problem, Row
-from adapterhub.words import human_size, short
+from adapterhub.words import human_count, human_size, short
 
 _TOLD_IN_A_LINE = ("rank", "alpha", "scaling", "targets", "modules", "parameters", "dtype")
 _SAYS_NOTHING: tuple[object, ...] = (None, False, "", "none", [], {})
@@ -81,7 +81,7 @@ def _itself(record: Mapping[str, Any], added: str) -> Iterator[Fact]:
         yield Fact("targets", said(lora["targets"]))
         yield Fact(
             "weights",
-            f"{lora['modules']} modules, {lora['parameters']} parameters, {said(lora['dtype'])}",
+            f"{lora['modules']} modules, {human_count(lora['parameters'])} parameters, {said(lora['dtype'])}",
         )
         for key, value in lora.items():
             if key not in _TOLD_IN_A_LINE and value not in _SAYS_NOTHING:

@@ -183,7 +183,8 @@ class _Reader:
             return default
         if isinstance(value, bool) or not _is_finite(value):
             raise self._wrong(key, "a finite number")
-        return value
+        number: float = value
+        return number
 
     def flag(self, key: str) -> bool:
         value = self._document.get(key)

@@ -48,9 +48,7 @@ def workplace(
         config["base_model_name_or_path"] = "my-org/my-base"
         (made / "adapter_config.json").write_text(json.dumps(config))
         made.rename(folder / name)
-    rows = [
-        {"instruction": f"Ticket {n}: late?", "output": f"Sorry. Day {n}."} for n in range(40)
-    ]
+    rows = [{"instruction": f"Ticket {n}: late?", "output": f"Sorry. Day {n}."} for n in range(40)]
     (folder / "tickets.json").write_text(json.dumps(rows))
     (folder / "recipe.yaml").write_text(
         "name: support/trained\nbase: my-org/my-base\ndata: {path: tickets.json}\nsteps: 2\nmax_length: 96\n"
@@ -64,7 +62,13 @@ def run(line: str, folder: Path, environment: dict[str, str]) -> subprocess.Comp
     assert program == "adapterhub", f"only our own commands are shown as commands: {line}"
     arguments += _INSTEAD.get(arguments[0], [])
     return subprocess.run(
-        [COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=200
+        [COMMAND, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
     )
 
 
@@ -94,7 +98,9 @@ def test_readme_shows_commands_and_the_two_make_targets() -> None:
     assert len(commands(PAGES[0])) >= 8
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda p: p.name
+)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -28,7 +28,10 @@ def folder(tmp_path: Path) -> Path:
         {
             "conversations": [
                 {"from": "human", "value": row["instruction"]},
-                {"from": "function_call", "value": json.dumps({"name": "paint", "arguments": {"n": n}})},
+                {
+                    "from": "function_call",
+                    "value": json.dumps({"name": "paint", "arguments": {"n": n}}),
+                },
                 {"from": "observation", "value": "done"},
                 {"from": "gpt", "value": row["output"]},
             ],
@@ -43,7 +46,12 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ADAPTERHUB_DEMO": str(folder), "HOME": str(home)}
     return subprocess.run(
-        [sys.executable, DEMO], env=environment, capture_output=True, text=True, check=False, timeout=280
+        [sys.executable, DEMO],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
     )
 
 

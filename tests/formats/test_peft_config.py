@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.errors import FormatError
-from adapterhub.formats.peft_config import looks_like_repo, match_pattern, parse_config, read_config
+from adapterhub.formats.patterns import match_pattern
+from adapterhub.formats.peft_config import looks_like_repo, parse_config, read_config
 
 COMMIT = "0123456789" * 4
 MODULE = "model.layers.11.self_attn.q_proj"

@@ -158,7 +158,13 @@ def test_nothing_is_left_when_we_die_without_a_chance_to_clean_up(tmp_path: Path
     ) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
-        pids += [child.pid for child in psutil.Process(pids[1]).children(recursive=True)]
+        shell = psutil.Process(pids[1])
+        deadline = (
+            time.monotonic() + 20
+        )  # the shell has yet to start what it runs in the background
+        while not (children := shell.children(recursive=True)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        pids += [child.pid for child in children]
         parent.kill()
     assert len(pids) >= 3
     assert gone(*pids)

@@ -13,7 +13,7 @@ from tests.support.screen import open_app, settled
 
 EVIL = "[bold red]x[/]\x1b[2J\x07[link=https://e.example]y[/link]\u202egnp.exe[@click=app.quit]z[/]"
 LITERAL = (
-    "[bold red]x[/]\\x1b[2J\\x07[link=https://e.example]y[/link]\\x202egnp.exe[@click=app.quit]z[/]"
+    "[bold red]x[/]\\x1b[2J\\x07[link=https://e.example]y[/link]\\u202egnp.exe[@click=app.quit]z[/]"
 )
 
 
