@@ -12,6 +12,8 @@ export MYPY_CACHE_DIR := .cache/mypy
 export RUFF_CACHE_DIR := .cache/ruff
 export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.cache/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# pip asks rustc for its version, and rustup then makes a folder in the home directory.
+export RUSTUP_HOME ?= $(CURDIR)/.cache/rustup
 # A run in a terminal and one in CI with no terminal do the same.
 export PYTHONUNBUFFERED := 1
 

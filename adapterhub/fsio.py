@@ -47,7 +47,7 @@ def disk_errors(where: Path) -> Iterator[None]:
 def no_space(where: object) -> OutOfSpaceError:
     return OutOfSpaceError(
         f"There is no space left for {where}.",
-        why="Nothing was changed, and the temporary file is gone.",
+        why="No name was changed, and the temporary files are gone.",
         hint="Make room (df -h), then run the same command again.",
     )
 
@@ -64,7 +64,11 @@ def in_words(error: OSError) -> AdapterHubError:
             hint="Choose another store with ADAPTERHUB_HOME, or mount it writable.",
         )
     said = (error.strerror or str(error)).lower()
-    return AdapterHubError(f"{where} can't be used: {said}.", why="The operating system says so.")
+    return AdapterHubError(
+        f"{where} can't be used: {said}.",
+        why="The operating system says so.",
+        hint="With --debug it says where.",
+    )
 
 
 def temporary_name(stem: str = "") -> str:
@@ -94,7 +98,7 @@ def make_directory(path: Path) -> None:
 
 
 def stage_copy(source: Path, area: Path) -> Staged:
-    """Copies `source` into `area`, hashing on the way; the copy is flushed and its length checked.
+    """Copies `source` into `area`, hashing on the way; the copy is read-only, flushed, and its length checked.
 
     Raises OSError when the source changes its length meanwhile; nothing is left behind on any failure.
     """
@@ -112,6 +116,7 @@ def stage_copy(source: Path, area: Path) -> Staged:
                     f"{source} changed while it was read: {announced} bytes announced, {size} read"
                 )
             writer.flush()
+            os.fchmod(writer.fileno(), 0o444)
             os.fsync(writer.fileno())
     except BaseException:
         target.unlink(missing_ok=True)
@@ -126,8 +131,8 @@ def write_file(path: Path, data: bytes, area: Path, mode: int = 0o644) -> None:
         with disk_errors(path), temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
             os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
         publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

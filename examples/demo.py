@@ -30,8 +30,8 @@ TASKS = {"instruct": "alpaca_en_demo.json", "tools": "glaive_toolcall_en_demo.js
 ADAPTERS = ("demo/instruct", "demo/tools", "demo/linear", "demo/ties")
 EXPORTED = "demo/ties"
 PROMPT = "Give three tips for staying healthy."
-EVAL_ROWS = 8
-EVAL_TOKENS = 320
+EVAL_ROWS = 6
+EVAL_TOKENS = 256
 
 # Attached in float32 or rounded into bf16 weights: the same model but for that rounding.
 ROUNDING_NATS = 0.02

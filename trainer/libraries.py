@@ -12,12 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from adapterhub.errors import MissingDependencyError
+from adapterhub.evaluate.models import hush_optional_kernels
 
 _LOGGERS = ("accelerate", "bitsandbytes", "datasets", "peft", "py.warnings", "transformers", "trl")
 
 
 def require_libraries() -> None:
     """MissingDependencyError, with what to install, when one of the trainer's libraries is missing."""
+    hush_optional_kernels()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "WORLD_SIZE" not in os.environ:

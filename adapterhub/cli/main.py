@@ -51,6 +51,8 @@ class _Group(TyperGroup):
             return super().main(args, *rest, **extra)
         try:
             code = super().main(words, *rest, **{**extra, "standalone_mode": False})
+        except typer.Abort:
+            sys.exit(int(ExitCode.FAILED))
         except Exception as error:
             told = getattr(error, "format_message", None)
             if told is None:

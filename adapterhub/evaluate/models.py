@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,8 +18,14 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def hush_optional_kernels() -> None:
+    """Keeps bitsandbytes from recommending, at every import, a package of kernels that it does without."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def require_libraries() -> None:
     """MissingDependencyError, with what to install, when a library is missing."""
+    hush_optional_kernels()
     for name in ("torch", "transformers", "peft"):
         if find_spec(name) is None:
             raise MissingDependencyError(
@@ -116,15 +123,15 @@ def answer(
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silences the progress bars and remarks of transformers; stdout stays ours."""
-    from transformers.utils import logging
+    from transformers.utils import logging as remarks
 
-    verbosity = logging.get_verbosity()
-    shown = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity = remarks.get_verbosity()
+    shown = remarks.is_progress_bar_enabled()
+    remarks.set_verbosity_error()
+    remarks.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        remarks.set_verbosity(verbosity)
         if shown:
-            logging.enable_progress_bar()
+            remarks.enable_progress_bar()

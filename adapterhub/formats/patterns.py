@@ -16,7 +16,7 @@ from adapterhub.errors import FormatError
 
 MAX_PATTERN = 4096
 MAX_PATTERNS = 1000
-MAX_REPEATS = 10_000
+MAX_REPEATS = 1000
 PATTERN_SECONDS = 3.0
 """For all expressions of one configuration together."""
 
@@ -63,9 +63,17 @@ class PatternClock:
         try:
             if pattern not in self._compiled:
                 _check_size(pattern, len(self._compiled))
+                re.compile(pattern)  # what PEFT takes: no recursion, no fuzzy matching
                 self._compiled[pattern] = regex.compile(rf"(.*\.)?({pattern})$")
             return bool(self._compiled[pattern].match(module, timeout=max(1e-3, self._left)))
-        except (regex.error, TimeoutError, RecursionError, MemoryError) as error:
+        except (
+            re.error,
+            regex.error,
+            OverflowError,
+            TimeoutError,
+            RecursionError,
+            MemoryError,
+        ) as error:
             raise FormatError(
                 f"The pattern {pattern[:80]!r} in adapter_config.json can't be used.",
                 why="It takes too long to match."
@@ -79,7 +87,8 @@ class PatternClock:
 
 def _check_size(pattern: str, others: int) -> None:
     """Refuses what would take memory or time before the first match: very long, very many, or multiplied repeats."""
-    repeats = math.prod(int(count) for count in re.findall(r"\{(?:\d*,)?(\d{1,9})\}", pattern))
+    counts = re.findall(r"\{(\d{0,9})(?:,(\d{0,9}))?\}", pattern)
+    repeats = math.prod(max(int(low or 1), int(high or 1)) or 1 for low, high in counts)
     if len(pattern) > MAX_PATTERN or others >= MAX_PATTERNS or repeats > MAX_REPEATS:
         raise FormatError(
             f"The pattern {pattern[:80]!r} in adapter_config.json can't be used.",

@@ -239,7 +239,8 @@ def _widen(stored: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[Any]:
     if info.dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     if info.dtype == "F8_E8M0":
-        return np.where(stored == 255, np.nan, np.exp2(stored.astype(np.float64) - 127))
+        powers = np.exp2(np.where(stored == 255, 0.0, stored.astype(np.float64) - 127))
+        return np.where(stored == 255, np.float32(np.nan), powers.astype(np.float32))
     if info.dtype in ("F8_E5M2", "F8_E4M3"):
         table: npt.NDArray[Any] = _float8_table(info.dtype)[stored]
         return table

@@ -105,6 +105,7 @@ class Adding:
                 )  # a refusal must come before anything is written
                 for copy in staged.values():
                     self.blobs.commit(copy)
+                staged.clear()  # all in place: nothing is left to clean up once the name is set
                 self.blobs.write_document(self.layout.manifest(manifest.digest), manifest.data)
                 for kind, statement in statements:
                     self.attest(manifest.digest, kind, statement)

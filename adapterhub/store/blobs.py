@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import StoreDamagedError
-from adapterhub.fsio import CHUNK, Staged, publish, write_file
+from adapterhub.fsio import CHUNK, Staged, fsync_directory, publish, write_file
 from adapterhub.store.layout import Layout
 from adapterhub.words import short
 
@@ -24,9 +24,9 @@ class Blobs:
         path = self._layout.blob(staged.digest)
         if path.is_file() and _hash(path) == staged.digest:
             os.utime(path)  # in use again: spared by a collection that is under way
+            fsync_directory(path.parent)  # whoever put it there may have died before doing so
             staged.path.unlink()
             return path
-        staged.path.chmod(0o444)
         publish(staged.path, path)  # also over damaged bytes: adding an adapter again mends it
         return path
 
@@ -57,6 +57,8 @@ class Blobs:
         """Writes a content-addressed document; the same document again changes nothing, and mends a damaged one."""
         if not path.is_file() or path.read_bytes() != data:
             write_file(path, data, self._layout.tmp, mode=0o444)
+        else:
+            fsync_directory(path.parent)
 
 
 def _hash(path: Path) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from adapterhub.canonical import DIGEST_PREFIX
-from adapterhub.errors import ConflictError, NotFoundError, StoreDamagedError
+from adapterhub.errors import AdapterHubError, ConflictError, NotFoundError, StoreDamagedError
 from adapterhub.fsio import disk_errors, fsync_directory, make_directory, write_file
 from adapterhub.names import Name, is_name_part, parse_name
 from adapterhub.store.layout import NO_NAMESPACE, Layout
@@ -196,15 +196,19 @@ class Transaction:
         try:
             yield
         except BaseException:
-            if self._refs.read(name) != change.before:
-                if change.before is None:
-                    self._layout.ref(name).unlink(missing_ok=True)
-                else:
-                    write_file(
-                        self._layout.ref(name), f"{change.before}\n".encode(), self._layout.tmp
-                    )
-            os.truncate(self._layout.journal, end)
+            with suppress(AdapterHubError, OSError):
+                self._restore(name, change.before)
+            with suppress(OSError):
+                os.truncate(self._layout.journal, end)
             raise
+
+    def _restore(self, name: Name, before: str | None) -> None:
+        if self._refs.read(name) == before:
+            return
+        if before is None:
+            self._layout.ref(name).unlink(missing_ok=True)
+        else:
+            write_file(self._layout.ref(name), f"{before}\n".encode(), self._layout.tmp)
 
     def _append(self, change: Change) -> int:
         """Adds a line and returns the length the journal had."""

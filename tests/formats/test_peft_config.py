@@ -266,6 +266,7 @@ HOSTILE = {
     "slow, but each time within the limit of one match": ["(?:.*?){5}[A-Z]"],
     "several slow ones": [f"(?:.*?){{4}}[A-Z]{n}" for n in range(20)],
     "repeats that explode when compiled": ["(?:(?:(?:(?:x?){99}){99}){99}){99}q_proj"],
+    "open repeats that explode when compiled": ["(?:(?:(?:(?:x?){99,}){99,}){99,}){99,}q_proj"],
     "endless recursion": ["(?:q_proj|(?R))+"],
     "a very long pattern": ["(" + "a|" * 50_000 + "b)"],
     "very many patterns": [f"layers.{n}.(q|v)_proj" for n in range(20_000)],
@@ -281,8 +282,11 @@ try:
     for layer in range(64):
         for kind in ("q_proj", "v_proj"):
             config.module_rank(f"base.language_model.model.layers.{layer}.self_attn.{kind}")
-except AdapterHubError as error:
-    print(error)
+except AdapterHubError:
+    pass
+# Not ru_maxrss: that survives exec, and would count the test process that started this one.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak.split()[1]) // 1024)  # MB
 """
 
 
@@ -294,7 +298,7 @@ except AdapterHubError as error:
     ],
 )
 def test_a_foreign_pattern_takes_bounded_time_and_memory(attack: str) -> None:
-    """Ten seconds and 2 GiB are plenty for any honest configuration of 128 modules."""
+    """Ten seconds and 500 MB are plenty for any honest configuration of 128 modules."""
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", _MATCH_ALL],
@@ -306,6 +310,8 @@ def test_a_foreign_pattern_takes_bounded_time_and_memory(attack: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-500:]
     assert time.monotonic() - began < 10
+    if sys.platform == "linux":
+        assert int(done.stdout) < 500
 
 
 @pytest.mark.parametrize("pattern", ["[", "(", "*", "(?P<a>x", "x{2,1}"])
