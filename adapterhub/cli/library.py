@@ -11,6 +11,7 @@ import typer
 from adapterhub.cli.attested import in_a_line
 from adapterhub.cli.command import Context, command
 from adapterhub.errors import AdapterHubError, ExitCode
+from adapterhub.formats.peft import NO_BASE
 from adapterhub.manifest import Attestation
 from adapterhub.store import Entry, Resolved, Store
 from adapterhub.words import human_count, human_size, short
@@ -207,7 +208,10 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
     if beyond := facts.beyond_lora():
         record["beyond plain LoRA"] = beyond
     attestations = store.attestations(resolved.digest)
-    record["notes"] = list(dict.fromkeys([*facts.notes, *_noted(attestations)]))
+    notes = dict.fromkeys([*facts.notes, *_noted(attestations)])
+    if store.known_base(resolved.digest):
+        notes.pop(NO_BASE, None)
+    record["notes"] = list(notes)
     record["attestations"] = [
         {"type": item.type, "created": item.created, "body": dict(item.body)}
         for item in attestations

@@ -24,6 +24,8 @@ from adapterhub.manifest import LoraFacts
 from adapterhub.words import some
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+NO_BASE = "it doesn't say which base it belongs to"
+"""A remark that is pointless once the base is known otherwise."""
 PICKLE_NAMES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 
 _PAIRS = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}
@@ -345,7 +347,7 @@ def _notes(config: PeftConfig, modules: Mapping[str, LoraModule], parts: _Parts)
             f"its base is given as a path ({config.claimed_base}), which says nothing on another machine"
         )
     elif config.base.repo is None:
-        notes.append("it doesn't say which base it belongs to")
+        notes.append(NO_BASE)
     return notes
 
 

@@ -14,7 +14,14 @@ from typing import Any
 
 from adapterhub.base import BaseModel, BaseRegistry, Verdict, fits
 from adapterhub.errors import FormatError, IncompatibleError
-from adapterhub.formats.peft import WEIGHTS_NAME, AdapterFacts, find_peft, read_facts, scan_values
+from adapterhub.formats.peft import (
+    NO_BASE,
+    WEIGHTS_NAME,
+    AdapterFacts,
+    find_peft,
+    read_facts,
+    scan_values,
+)
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import TensorFile
 from adapterhub.fsio import Staged, stage_copy
@@ -83,7 +90,8 @@ class Adding:
             for path, source in sources.items():
                 staged[path] = stage_copy(source, self.layout.tmp)
             facts, content, remarks = _judge(staged)
-            notes += remarks
+            base_known = model is not None or any(kind == "base" for kind, _ in attestations)
+            notes += [remark for remark in remarks if not (base_known and remark == NO_BASE)]
             manifest = _manifest(facts, staged, content)
             known_base = self.known_fingerprint(manifest.digest)
             verdict = _check_fit(facts, model, known_base, allow_mismatch, folder)
