@@ -3,8 +3,8 @@
 # The first of these that is a Python 3.11 makes .venv/.  To name another: make PYTHON=/path/to/python3.11 setup
 PYTHON ?= python3.11 python3
 BIN := .venv/bin
-# Tests in parallel: make test WORKERS=2. One process is the default: two cores that also run a server gain little.
-WORKERS ?= 0
+# One test process a core; a file's tests stay together. One process for debugging: make test WORKERS=0
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Tools keep what they remember in the checkout, never in the home directory.

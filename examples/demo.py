@@ -31,7 +31,7 @@ ADAPTERS = ("demo/instruct", "demo/tools", "demo/linear", "demo/ties")
 EXPORTED = "demo/ties"
 PROMPT = "Give three tips for staying healthy."
 EVAL_ROWS = 6
-EVAL_TOKENS = 256
+EVAL_TOKENS = 384
 
 # Attached in float32 or rounded into bf16 weights: the same model but for that rounding.
 ROUNDING_NATS = 0.02
