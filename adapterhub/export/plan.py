@@ -15,7 +15,7 @@ from adapterhub.base import HEAD_NAME, BaseModel
 from adapterhub.errors import IncompatibleError, OutOfSpaceError, UnsupportedError
 from adapterhub.fsio import require_free
 from adapterhub.lora.adapter import Adapter
-from adapterhub.store import Store
+from adapterhub.store import Store, misfit
 from adapterhub.words import human_size, some
 
 BAKEABLE = ("F32", "F16", "BF16")
@@ -59,7 +59,8 @@ def make_plan(
                 why="; ".join(verdict.reasons),
                 hint="Name the base it was trained on: --base FOLDER_OR_REPO",
             )
-        store.require_fit(adapter.resolved, base, allow_mismatch=allow_mismatch)
+        if not verdict.ok and not allow_mismatch:
+            raise misfit(adapter.resolved, base, verdict)
         overridden += [] if verdict.ok else verdict.reasons
         placement.update(verdict.placement)
         transposed |= verdict.transposed

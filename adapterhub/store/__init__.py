@@ -2,6 +2,6 @@
 
 from adapterhub.store.adding import Added
 from adapterhub.store.refs import Change
-from adapterhub.store.store import Entry, Resolved, Store
+from adapterhub.store.store import Entry, Resolved, Store, misfit
 
-__all__ = ["Added", "Change", "Entry", "Resolved", "Store"]
+__all__ = ["Added", "Change", "Entry", "Resolved", "Store", "misfit"]

@@ -242,11 +242,7 @@ class Store:
         """As `fit`, but IncompatibleError where it doesn't, unless allowed."""
         verdict = self.fit(resolved, base)
         if not verdict.ok and not allow_mismatch:
-            raise IncompatibleError(
-                f"{resolved.label} doesn't fit the base {base.label}.",
-                why="; ".join(verdict.reasons),
-                hint="Choose the right base with --base, or say --allow-mismatch if you are sure (it will be recorded).",
-            )
+            raise misfit(resolved, base, verdict)
         return verdict
 
     def log(self, name: Name | None = None) -> list[Change]:
@@ -352,7 +348,7 @@ class Store:
         with self.writing():
             try:
                 with new_folder(target) as building:
-                    views.fill(building, manifest, self.blobs, standard_names=True, link=True)
+                    views.fill(building, manifest, self.blobs, link=True)
             except OSError:
                 if (
                     not target.is_dir()
@@ -369,7 +365,7 @@ class Store:
             hint=f"adapterhub checkout {resolved.label} {folder} --overwrite",
         )
         with new_folder(folder, overwrite=overwrite) as building:
-            views.fill(building, resolved.manifest, self.blobs, standard_names=True, link=False)
+            views.fill(building, resolved.manifest, self.blobs, link=False)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -422,3 +418,12 @@ class Store:
                 hint="Give more digits.",
             )
         return DIGEST_PREFIX + found[0]
+
+
+def misfit(resolved: Resolved, base: BaseModel, verdict: Verdict) -> IncompatibleError:
+    """The refusal of an adapter that doesn't fit, with the flag that goes on all the same."""
+    return IncompatibleError(
+        f"{resolved.label} doesn't fit the base {base.label}.",
+        why="; ".join(verdict.reasons),
+        hint="Choose the right base with --base, or say --allow-mismatch if you are sure (it will be recorded).",
+    )

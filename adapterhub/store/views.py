@@ -13,20 +13,17 @@ from adapterhub.manifest import Manifest
 from adapterhub.store.blobs import Blobs
 
 
-def fill(
-    folder: Path, manifest: Manifest, blobs: Blobs, *, standard_names: bool, link: bool
-) -> None:
-    """Writes the adapter's files into the empty `folder`.
+def fill(folder: Path, manifest: Manifest, blobs: Blobs, *, link: bool) -> None:
+    """Writes the adapter's files into the empty `folder`, the tensors under the names PEFT looks for.
 
     Args:
-        standard_names: give the tensors the names PEFT looks for, where the file uses another dialect.
         link: hard links where the file system can; only for folders that nobody edits.
     """
     for entry in manifest.files:
         target = folder / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
         source = blobs.verified(entry.digest)
-        renamed = entry.path == WEIGHTS_NAME and standard_names and _renamed(source, target)
+        renamed = entry.path == WEIGHTS_NAME and _renamed(source, target)
         if not renamed and not (link and _linked(source, target)):
             clone_or_copy(source, target)
         target.chmod(0o444 if link else 0o644)
