@@ -8,8 +8,9 @@ store                                                      an empty Store at tmp
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
     from adapterhub.store import Store
     from tests.support.adapters import AdapterMaker
     from tests.support.models import ModelMaker
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """A test that leaves the process in another folder would break some other test, on some days only."""
+    yield
+    started = item.config.invocation_params.dir
+    if Path.cwd() != started:
+        os.chdir(started)
+        pytest.fail("the test left the process in another folder")
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +13,9 @@ import pytest
 from tests.support.adapters import llama_modules
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.merge.conftest import Merger
 
+ROOT = Path(__file__).parents[2]
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("linear", {}),
     ("ties", {"density": 0.3}),
@@ -62,7 +62,9 @@ def elsewhere(
         str(workers),
         name,
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -446,8 +447,8 @@ def test_what_is_no_regular_file_is_left_out_and_said(
     elif kind == "socket":
         import socket
 
-        os.chdir(folder)  # a socket's path may have 108 characters at most
-        with socket.socket(socket.AF_UNIX) as listener:
+        # a socket's path may have 108 characters at most
+        with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as listener:
             listener.bind("odd")
     else:
         odd.symlink_to(tmp_path if kind == "linked folder" else "nowhere")
