@@ -79,6 +79,7 @@ class Adding:
         why: str,
         op: str,
         note: Callable[[str], None],
+        verify: Callable[[str, Staged], None],
     ) -> Added:
         """Raises FormatError, IncompatibleError, ConflictError, OutOfSpaceError; the store is then as it was."""
         found = find_peft(folder)
@@ -89,6 +90,7 @@ class Adding:
             sources, notes = _files(found.config.parent)
             for path, source in sources.items():
                 staged[path] = stage_copy(source, self.layout.tmp)
+                verify(path, staged[path])
             facts, content, remarks = _judge(staged)
             base_known = model is not None or any(kind == "base" for kind, _ in attestations)
             notes += [remark for remark in remarks if not (base_known and remark == NO_BASE)]

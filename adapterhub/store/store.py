@@ -27,7 +27,7 @@ from adapterhub.errors import (
 from adapterhub.formats.peft import WEIGHTS_NAME, AdapterFacts, read_facts
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import TensorFile
-from adapterhub.fsio import make_directory, new_folder, require_free, write_file
+from adapterhub.fsio import Staged, make_directory, new_folder, require_free, write_file
 from adapterhub.manifest import (
     Attestation,
     AttestationType,
@@ -267,6 +267,7 @@ class Store:
         why: str = "",
         op: str = "add",
         note: Callable[[str], None] = lambda _: None,
+        verify: Callable[[str, Staged], None] = lambda _path, _copy: None,
     ) -> Added:
         """Puts a PEFT folder into the store under `name` (default: the folder's). See `Adding` for the order of writes.
 
@@ -277,6 +278,7 @@ class Store:
             provenance: where it came from; by default "imported".
             attestations: what else is known about it; written before the ref, so they are there once the name is.
             note: called with each remark a person should read.
+            verify: called with the path and our copy of every file; raises where those are not the bytes expected.
         """
         with self.writing():
             adding = Adding(
@@ -299,6 +301,7 @@ class Store:
                 why=why,
                 op=op,
                 note=note,
+                verify=verify,
             )
 
     def attest(self, digest: str, kind: AttestationType, body: Mapping[str, Any]) -> Attestation:
