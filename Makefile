@@ -18,10 +18,10 @@ export RUSTUP_HOME ?= $(CURDIR)/.cache/rustup
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock clean
+.PHONY: help setup demo test check crash bench-store format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv/ from requirements/dev.lock; does nothing where it is up to date
 	@for python in $(PYTHON); do \
@@ -46,6 +46,12 @@ check: setup ## the fast loop before every commit: format, lint, types, import c
 	$(BIN)/pyright --warnings
 	$(BIN)/python scripts/lint_imports.py
 	$(PYTEST) -m "not slow" -q </dev/null
+
+crash: setup ## every command killed and without power at every point; about an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --all
+
+bench-store: setup ## how fast a store of 10,000 adapters is listed, searched and catalogued
+	$(BIN)/python -m tests.bench.bench_store
 
 format: setup ## let ruff write the format and the fixes that are safe
 	$(BIN)/ruff check --fix-only

@@ -14,9 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any, Literal, Protocol
 
 from adapterhub.canonical import canonical_bytes, digest_of, parse_object
 from adapterhub.errors import FormatError, NotFoundError
@@ -127,6 +125,30 @@ class BaseModel:
         return BaseClaim(self.repo, self.revision)
 
 
+class Shaped(Protocol):
+    """What of a module decides where it fits."""
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def embedding(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where modules belong in a base, and which don't: not there at all, or of another shape (in words)."""
+
+    placement: Mapping[str, str]
+    transposed: frozenset[str]
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    total: int
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Does an adapter fit a base? `reasons` are sentences; with `ok` they are remarks, without it the refusal."""
@@ -176,11 +198,18 @@ def fits(
         claim: the adapter's claimed base; the configuration's claim when left out.
         known_fingerprint: of the base it was trained on or checked against before, if any.
     """
-    claim = claim or facts.config.base
+    placed = place(facts.modules, base)
+    return judge(
+        placed, base, claim=claim or facts.config.base, known_fingerprint=known_fingerprint
+    )
+
+
+def place(modules: Mapping[str, Shaped], base: BaseModel) -> Placed:
+    """Where in `base` each module belongs. Depends on names and shapes only, so adapters that share those share it."""
     placement: dict[str, str] = {}
     transposed: set[str] = set()
     missing, misshapen = [], []
-    for name, module in facts.modules.items():
+    for name, module in modules.items():
         tensor = find_weight(base, name)
         if tensor is None:
             missing.append(name)
@@ -194,6 +223,13 @@ def fits(
         placement[name] = tensor
         if across:
             transposed.add(name)
+    return Placed(placement, frozenset(transposed), tuple(missing), tuple(misshapen), len(modules))
+
+
+def judge(
+    placed: Placed, base: BaseModel, *, claim: BaseClaim, known_fingerprint: str | None
+) -> Verdict:
+    """The verdict on an adapter whose modules are `placed`; arguments as for `fits`."""
     comparison: Comparison = "unknown"
     problems, remarks = [], []
     if known_fingerprint is not None:
@@ -209,20 +245,22 @@ def fits(
             remarks.append(
                 "its base can't be told by name; only module names and shapes were checked"
             )
-    if missing:
+    if placed.missing:
         problems.append(
-            f"{len(missing)} of {len(facts.modules)} modules are not in {base.label}: {some(missing)}"
+            f"{len(placed.missing)} of {placed.total} modules are not in {base.label}: {some(placed.missing)}"
         )
-    if misshapen:
-        problems.append(f"{len(misshapen)} modules have other shapes: {some(misshapen)}")
+    if placed.misshapen:
+        problems.append(
+            f"{len(placed.misshapen)} modules have other shapes: {some(placed.misshapen)}"
+        )
     return Verdict(
         ok=not problems,
         reasons=tuple(problems + remarks),
-        modules_found=len(placement),
-        modules_total=len(facts.modules),
+        modules_found=len(placed.placement),
+        modules_total=placed.total,
         fingerprint=comparison,
-        placement=placement,
-        transposed=frozenset(transposed),
+        placement=placed.placement,
+        transposed=placed.transposed,
     )
 
 
@@ -301,6 +339,8 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
 def _sample(file: TensorFile, info: TensorInfo) -> str:
     if info.count == 0:
         return ""
+    import numpy as np
+
     indices = np.linspace(0, info.count - 1, min(SAMPLES, info.count)).astype(np.int64)
     values = file.take(info.name, indices)
     if info.dtype in FLOATS:

@@ -13,6 +13,7 @@ Anything else that reaches the command line is a bug and is reported as one.
     ├── StoreDamagedError               6   the store doesn't hold what it recorded
     ├── StoreLockedError                7   somebody else is changing the store
     ├── OutOfSpaceError                 1   no space left; the store is as it was
+    ├── RemoteError                     1   a server elsewhere is out of reach, refuses, or sends something else
     ├── MissingDependencyError          1   an optional part isn't installed
     └── ExternalToolError               1   a program or server we started failed
 """
@@ -110,6 +111,10 @@ class StoreLockedError(AdapterHubError):
 
 class OutOfSpaceError(AdapterHubError):
     """The disk is full. Temporary files are removed, so the store is as it was."""
+
+
+class RemoteError(AdapterHubError):
+    """The Hub (or another store elsewhere) is out of reach, refuses, or doesn't answer as it should."""
 
 
 class MissingDependencyError(AdapterHubError):

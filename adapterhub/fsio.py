@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from adapterhub.errors import AdapterHubError, ConflictError, OutOfSpaceError
 
@@ -31,6 +32,12 @@ class Staged:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_OURS = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_read_only(error: OSError) -> bool:
+    """Whether the system refused a change here as such: a read-only mount, or somebody else's folder."""
+    return error.errno in _NOT_OURS
 
 
 @contextmanager
@@ -98,30 +105,57 @@ def make_directory(path: Path) -> None:
 
 
 def stage_copy(source: Path, area: Path) -> Staged:
-    """Copies `source` into `area`, hashing on the way; the copy is read-only, flushed, and its length checked.
+    """Copies `source` into `area` and hashes the copy, which is read-only and flushed, and has the length announced.
 
     Raises OSError when the source changes its length meanwhile; nothing is left behind on any failure.
     """
     target = area / temporary_name()
     try:
-        with disk_errors(area), source.open("rb") as reader, target.open("xb") as writer:
-            sha, size = hashlib.sha256(), 0
+        with disk_errors(area), source.open("rb") as reader, target.open("x+b") as writer:
             announced = os.fstat(reader.fileno()).st_size
-            while chunk := reader.read(CHUNK):
-                sha.update(chunk)
-                writer.write(chunk)
-                size += len(chunk)
+            _copy(reader.fileno(), writer.fileno())
+            writer.seek(0)  # what is hashed is what is kept
+            digest = "sha256:" + hashlib.file_digest(writer, "sha256").hexdigest()
+            size = writer.tell()
             if size != announced:
                 raise OSError(
                     f"{source} changed while it was read: {announced} bytes announced, {size} read"
                 )
-            writer.flush()
             os.fchmod(writer.fileno(), 0o444)
             os.fsync(writer.fileno())
     except BaseException:
         target.unlink(missing_ok=True)
         raise
-    return Staged(target, "sha256:" + sha.hexdigest(), size)
+    return Staged(target, digest, size)
+
+
+def _copy(reader: int, writer: int) -> None:
+    """Copies to the end: inside the kernel where it can do that, which also shares blocks where the file system can."""
+    try:
+        while os.copy_file_range(reader, writer, 16 * CHUNK):
+            pass
+    except (
+        AttributeError,
+        OSError,
+    ) as error:  # macOS has no such call; some file systems refuse it
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        while chunk := os.read(reader, CHUNK):
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(writer, view) :]
+
+
+def stage_bytes(data: bytes, area: Path) -> Staged:
+    """As `stage_copy`, for a file that is made of what was found elsewhere."""
+    target = area / temporary_name()
+    write_file(target, data, area, mode=0o444)
+    return Staged(target, "sha256:" + hashlib.sha256(data).hexdigest(), len(data))
+
+
+def open_shared(path: Path) -> BinaryIO:
+    """Opens a file for reading and appending; a new one gets the mode the umask leaves, so that a group can share it."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
 
 
 def write_file(path: Path, data: bytes, area: Path, mode: int = 0o644) -> None:
@@ -150,21 +184,7 @@ def publish(temporary: Path, path: Path) -> None:
 def clone_or_copy(source: Path, target: Path) -> None:
     """A private copy of `source`: shares blocks where the file system can (reflink), never the inode."""
     with disk_errors(target), source.open("rb") as reader, target.open("xb") as writer:
-        if not _reflink(reader.fileno(), writer.fileno()):
-            shutil.copyfileobj(reader, writer, CHUNK)
-
-
-def _reflink(source: int, target: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return False
-    ficlone = 0x40049409  # linux/fs.h
-    try:
-        fcntl.ioctl(target, ficlone, source)
-    except OSError:
-        return False
-    return True
+        _copy(reader.fileno(), writer.fileno())
 
 
 def require_free(folder: Path, overwrite: bool, *, keep: Sequence[Path], hint: str) -> None:
@@ -216,12 +236,12 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
         if os.path.lexists(old) and not os.path.lexists(target):
             os.rename(old, target)
-        _remove(old)
+        remove(old)
         raise
-    _remove(old)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Removes a folder, a file or a link, never what a link leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

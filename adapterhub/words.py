@@ -1,8 +1,9 @@
-"""Small helpers that turn facts into words: short digests, sizes, lists, the nearest known name."""
+"""Small helpers that turn facts into words: short digests, sizes, lists, their order, the nearest known name."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 from adapterhub.canonical import DIGEST_PREFIX
@@ -16,6 +17,17 @@ def short(digest: str, length: int = 12) -> str:
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def natural(text: str) -> list[tuple[bool, int, str]]:
+    """A key to sort by as people do: checkpoint-9 before checkpoint-10."""
+    parts = re.split(r"(\d+)", text)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`; for nouns that take an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def human_size(size: float) -> str:

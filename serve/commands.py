@@ -128,7 +128,7 @@ def _show(ctx: Context, plan: Plan, invocation: Invocation) -> None:
 
 def _run(ctx: Context, plan: Plan, invocation: Invocation, ready_timeout: float) -> None:
     """Launches, says where it listens, and stays until Ctrl-C or until the server ends."""
-    from adapterhub.serve.launch import launched, require_free
+    from adapterhub.serve.launch import require_free
 
     require_free(plan.host, plan.port)
     for adapter in plan.adapters:
@@ -140,15 +140,32 @@ def _run(ctx: Context, plan: Plan, invocation: Invocation, ready_timeout: float)
             }
             ctx.store.attest(adapter.digest, "note", body)
     recipe = {**plan.document(), **invocation.document()}
+    digests = [adapter.digest for adapter in plan.adapters]
     try:
-        with running(ctx.store.runs_dir, "serve", recipe) as run:
-            log = run.path / "vllm.log"
-            ctx.out.note(f"vLLM writes to {log}")
-            with launched(invocation, log) as server:
-                run.event("launched", pid=server.pid)
-                _serve(ctx, plan, invocation.engine, server, run, ready_timeout)
+        with ctx.store.leases.held("serve", digests, f"at {plan.url}"):
+            _launch(ctx, plan, invocation, recipe, ready_timeout)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("vLLM was stopped, and with it all that it had started.") from None
+
+
+def _launch(
+    ctx: Context,
+    plan: Plan,
+    invocation: Invocation,
+    recipe: dict[str, Any],
+    ready_timeout: float,
+) -> None:
+    """Returns never, as `_serve`. The caller holds the lease of what is served."""
+    from adapterhub.serve.launch import launched
+
+    for adapter in plan.adapters:
+        ctx.store.view(adapter.digest)  # a collection may have come between the plan and the lease
+    with running(ctx.store.runs_dir, "serve", recipe) as run:
+        log = run.path / "vllm.log"
+        ctx.out.note(f"vLLM writes to {log}")
+        with launched(invocation, log) as server:
+            run.event("launched", pid=server.pid)
+            _serve(ctx, plan, invocation.engine, server, run, ready_timeout)
 
 
 def _serve(

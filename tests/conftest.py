@@ -36,11 +36,26 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         pytest.fail("the test left the process in another folder")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the crash sweeps took, so that a run says how much it has seen."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    told = [
+        value
+        for report in reports
+        for key, value in report.user_properties
+        if key == "crash points"
+    ]
+    if told:
+        terminalreporter.section("crash points")
+        for line in told:
+            terminalreporter.write_line(str(line))
+
+
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test can reach the developer's own store."""
     monkeypatch.setenv("ADAPTERHUB_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("ADAPTERHUB_CACHE", raising=False)
+    monkeypatch.setenv("ADAPTERHUB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from adapterhub.errors import FormatError, UnsupportedError
+from adapterhub.formats.convert import convert_into
 from adapterhub.formats.peft import require_plain
 from adapterhub.formats.peft_config import PeftConfig, read_config
-from adapterhub.store import Store
+from adapterhub.store import Added, Store
 from tests.store.watching import unchanged
 
 SHARED = Path(os.environ.get("ADAPTERHUB_SHARED", Path(__file__).parents[1].parent / "shared"))
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Expected:
-    """What an adapter must come out as; `refused` are words of the refusal instead."""
+    """What an adapter must come out as; with `refused`, words of the refusal, only after it was converted."""
 
     base: str | None = None
     kind: str = "lora"
@@ -104,10 +105,28 @@ ADAPTERS: Mapping[str, Expected] = {
         modules=96,
         notes=("doesn't say which base",),
     ),
+    # cuda:0 storages, a head although modules_to_save is null
     "yijun-deng__GenAI_P1_LightWeight_FineTuning": Expected(
-        refused=("adapter_model.bin is a pickle", "safetensors only")
+        "gpt2",
+        rank=16,
+        alpha=32,
+        targets=("c_attn",),
+        modules=12,
+        notes=("although modules_to_save names none",),
+        beyond=("modules_to_save", "score.weight"),
+        refused=("adapter_model.bin is a pickle", "safetensors only", "adapterhub convert"),
     ),
-    "wujindou__BLOOM-LORA": Expected(refused=("adapter_model.bin is a pickle", "safetensors only")),
+    # enable_lora: B is three-dimensional. Kept and refused by that name, never taken for half a pair.
+    "wujindou__BLOOM-LORA": Expected(
+        "bigscience/bloom-560m",
+        rank=8,
+        alpha=16,
+        targets=("query_key_value",),
+        modules=0,
+        notes=("kept whole",),
+        beyond=("enable_lora", "no low-rank pair"),
+        refused=("adapter_model.bin is a pickle", "safetensors only", "adapterhub convert"),
+    ),
 }
 
 
@@ -132,9 +151,16 @@ def test_the_table_knows_every_adapter() -> None:
     "name", [name for name, expected in ADAPTERS.items() if not expected.refused]
 )
 def test_an_adapter_comes_in_as_what_it_is(name: str, store: Store) -> None:
-    expected = ADAPTERS[name]
     notes: list[str] = []
     added = store.add_folder(adapter(name), note=notes.append)
+    check(name, store, added, notes)
+    kept = {path.name for path in adapter(name).iterdir()}
+    assert {entry.path for entry in added.manifest.files} == kept
+
+
+def check(name: str, store: Store, added: Added, notes: list[str]) -> None:
+    """Compares what came in with the table."""
+    expected = ADAPTERS[name]
     manifest, lora = added.manifest, added.manifest.lora
     assert lora is not None
     assert (manifest.kind, manifest.base.repo, manifest.base.revision) == (
@@ -152,8 +178,6 @@ def test_an_adapter_comes_in_as_what_it_is(name: str, store: Store) -> None:
     said = "; ".join(notes)
     assert all(words in said for words in expected.notes)
     assert ("every lora_B is zero" in said) == ("every lora_B is zero" in "".join(expected.notes))
-    kept = {path.name for path in adapter(name).iterdir()}
-    assert {entry.path for entry in manifest.files} == kept
     facts = store.facts(store.resolve(f"@{added.digest[7:]}"))
     if expected.beyond:
         with pytest.raises(UnsupportedError) as caught:
@@ -184,44 +208,38 @@ def test_peft_and_diffusers_key_layouts_are_one_content(store: Store, tmp_path: 
     assert diffusers.manifest.lora == peft.manifest.lora
 
 
-def test_bloom_of_the_first_peft_is_named_for_what_it_is_once_it_is_safetensors(
-    store: Store, tmp_path: Path
+@pytest.mark.parametrize("name", [name for name, expected in ADAPTERS.items() if expected.refused])
+def test_a_pickled_adapter_comes_in_once_it_is_converted(
+    name: str, store: Store, tmp_path: Path
 ) -> None:
-    """enable_lora: B is three-dimensional. Kept and refused by that name, never taken for half a pair."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file
 
-    folder = copied("wujindou__BLOOM-LORA", tmp_path)
-    tensors = torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True)
-    save_file(
-        {key: value.contiguous() for key, value in tensors.items()},
-        folder / "adapter_model.safetensors",
-    )
-    (folder / "adapter_model.bin").unlink()
-    added = store.add_folder(folder, name="bloom")
-    with pytest.raises(UnsupportedError, match="enable_lora"):
-        require_plain(
-            store.facts(store.resolve(added.digest.replace("sha256:", "@"))), "bloom", "merged"
-        )
-
-
-def test_a_pickled_gpt2_comes_in_once_it_is_safetensors(store: Store, tmp_path: Path) -> None:
-    """cuda:0 storages, a head although modules_to_save is null: said out loud."""
-    import torch
-    from safetensors.torch import save_file
-
-    folder = copied("yijun-deng__GenAI_P1_LightWeight_FineTuning", tmp_path)
-    tensors = torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True)
-    save_file(
-        {key: value.contiguous() for key, value in tensors.items()},
-        folder / "adapter_model.safetensors",
-    )
-    (folder / "adapter_model.bin").unlink()
+    (tmp_path / "new").mkdir()
+    done = convert_into(adapter(name), tmp_path / "new")
+    before = torch.load(adapter(name) / done.pickle, map_location="cpu", weights_only=True)
+    after = load_file(tmp_path / "new" / "adapter_model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
     notes: list[str] = []
-    added = store.add_folder(folder, name="gpt2", note=notes.append)
-    assert added.manifest.lora is not None
-    assert (added.manifest.lora.rank, added.manifest.lora.modules) == (16, 12)
-    assert "although modules_to_save names none" in "; ".join(notes)
+    added = store.add_folder(
+        tmp_path / "new", name="new", provenance=done.provenance(), note=notes.append
+    )
+    check(name, store, added, notes)
+    kept = {path.name for path in adapter(name).iterdir()} - {done.pickle}
+    assert {entry.path for entry in added.manifest.files} == kept | {"adapter_model.safetensors"}
+
+
+def test_a_file_of_diffusers_comes_in_with_the_configuration_in_its_header(store: Store) -> None:
+    name = "FaithSang__anime-lora-gnerator"
+    whole = store.add_folder(adapter(name))
+    alone = store.add_folder(adapter(name) / "pytorch_lora_weights.safetensors", name="alone")
+    assert alone.manifest.content == whole.manifest.content
+    assert alone.manifest.lora == whole.manifest.lora
+    assert {entry.path for entry in alone.manifest.files} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 def test_three_spellings_of_one_base_are_three_claims_and_none_is_known_to_differ(

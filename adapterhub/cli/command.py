@@ -13,14 +13,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, update_wrapper
 from importlib.util import find_spec
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
 from adapterhub.cli.output import Output
 from adapterhub.errors import AdapterHubError, ExitCode, MissingDependencyError
 from adapterhub.fsio import in_words
-from adapterhub.store import Store
+
+if TYPE_CHECKING:  # most of a command's start is imports; these come with the first use
+    from adapterhub.store import Store
+    from adapterhub.store.catalogue import Catalogue
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,7 +59,19 @@ class Context:
     @cached_property
     def store(self) -> Store:
         """The store at `$ADAPTERHUB_HOME`."""
+        from adapterhub.store import Store
+
         return Store.open()
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The catalogue of that store, which is listed and searched without loading the rest."""
+        from adapterhub.store.catalogue import Catalogue
+        from adapterhub.store.layout import Layout, check_format, default_home
+
+        layout = Layout(default_home().absolute())
+        check_format(layout)
+        return Catalogue(layout, progress=self.out.progress)
 
 
 def command(function: F) -> F:

@@ -1,4 +1,4 @@
-"""`add`, `ls`, `show`, `checkout`: what goes into the store, what is there, and out again."""
+"""`show` and `checkout`: one adapter, everything known about it, and out again."""
 
 from __future__ import annotations
 
@@ -10,92 +10,10 @@ import typer
 
 from adapterhub.cli.attested import in_a_line
 from adapterhub.cli.command import Context, command
-from adapterhub.errors import AdapterHubError, ExitCode
 from adapterhub.formats.peft import NO_BASE
 from adapterhub.manifest import Attestation
 from adapterhub.store import Entry, Resolved, Store
 from adapterhub.words import human_count, human_size, short
-
-LS_COLUMNS = ("name", "digest", "kind", "base", "rank", "alpha", "targets", "size", "added")
-
-
-@command
-def add(
-    ctx: Context,
-    source: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder written by PEFT's save_pretrained.")
-    ],
-    name: Annotated[
-        str | None,
-        typer.Option("--name", "-n", help="[namespace/]name[:tag]; by default the folder's name."),
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Folder or repository of the base model to check it against.")
-    ] = None,
-    allow_mismatch: Annotated[
-        bool,
-        typer.Option(
-            "--allow-mismatch", help="Add it although it doesn't fit the base; this is recorded."
-        ),
-    ] = False,
-    move: Annotated[
-        bool, typer.Option("--move", help="Point an existing name at the new adapter.")
-    ] = False,
-) -> None:
-    """Put an adapter into the store."""
-    with ctx.out.progress(f"Adding {source}"):
-        added = ctx.store.add_folder(
-            source,
-            name=name,
-            base=base,
-            allow_mismatch=allow_mismatch,
-            move=move,
-            note=ctx.out.note,
-        )
-    if not added.created:
-        ctx.out.note(f"{added.name} was this adapter already; nothing changed")
-    ctx.out.record(
-        {
-            "name": str(added.name),
-            "digest": added.digest,
-            "created": added.created,
-            "notes": list(added.notes),
-        },
-        ids=("digest",),
-    )
-
-
-@command
-def ls(
-    ctx: Context,
-    query: Annotated[str | None, typer.Argument(help="Only names that contain this text.")] = None,
-) -> ExitCode:
-    """List the adapters."""
-    damaged: list[AdapterHubError] = []
-    rows = [
-        {**describe(entry), "base_label": ctx.store.base_label(entry.digest, entry.manifest)}
-        for entry in ctx.store.entries(lambda _, error: damaged.append(error))
-        if query is None or query.lower() in str(entry.name).lower()
-    ]
-    if not rows and not damaged:
-        ctx.out.note(
-            "No adapter matches."
-            if query
-            else "The store is empty. Add an adapter: adapterhub add FOLDER"
-        )
-    shown = [
-        {
-            **row,
-            "digest": short(row["digest"]),
-            "base": row["base_label"],
-            "size": human_size(row["size"]),
-        }
-        for row in rows
-    ]
-    ctx.out.table(rows if ctx.out.mode == "json" else shown, LS_COLUMNS)
-    for error in damaged:
-        ctx.out.error(error)
-    return ExitCode.DAMAGED if damaged else ExitCode.OK
 
 
 @command

@@ -10,27 +10,38 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points, version
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from adapterhub.cli.output import Output
+from adapterhub.cli.quick import Quick, QuickCommand
 from adapterhub.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:  # only a command that isn't of the core needs to be looked for
+    from importlib.metadata import EntryPoint
 
 GROUP = "adapterhub.commands"
 
 # name -> (panel of `--help`, where it is). Order is the order of `--help`.
 _CORE: dict[str, tuple[str, str]] = {
-    "add": ("Store", "adapterhub.cli.library:add"),
-    "ls": ("Store", "adapterhub.cli.library:ls"),
+    "add": ("Store", "adapterhub.cli.adding:add"),
+    "ls": ("Store", "adapterhub.cli.listing:ls"),
     "show": ("Store", "adapterhub.cli.library:show"),
     "checkout": ("Store", "adapterhub.cli.library:checkout"),
+    "convert": ("Store", "adapterhub.cli.converting:convert"),
+    "lineage": ("Store", "adapterhub.cli.finding:lineage"),
+    "duplicates": ("Store", "adapterhub.cli.finding:duplicates"),
+    "affected-by": ("Store", "adapterhub.cli.finding:affected_by_base"),
     "tag": ("Store", "adapterhub.cli.refs:tag"),
     "rm": ("Store", "adapterhub.cli.refs:rm"),
     "log": ("Store", "adapterhub.cli.refs:log"),
+    "undo": ("Store", "adapterhub.cli.refs:undo"),
+    "rollback": ("Store", "adapterhub.cli.refs:rollback"),
+    "gc": ("Store", "adapterhub.cli.keeping:gc"),
+    "fsck": ("Store", "adapterhub.cli.keeping:fsck"),
     "base": ("Base models", "adapterhub.cli.bases:app"),
     "fit": ("Base models", "adapterhub.cli.bases:fit"),
     "merge": ("Merge and export", "adapterhub.cli.merging:merge"),
@@ -42,13 +53,15 @@ _CORE: dict[str, tuple[str, str]] = {
 _PANELS = {"train": "Train and evaluate", "serve": "Serve and watch", "tui": "Serve and watch"}
 
 
-class _Group(TyperGroup):
+class _Group(Quick, TyperGroup):
     """Tells a wrong call as JSON where `--json` was typed."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         words = list(sys.argv[1:] if args is None else args)
+        if words[:1] == ["fsck"]:  # an option whose value may be left out, which typer doesn't know
+            words = ["--read-data=all" if word == "--read-data" else word for word in words]
         if "--json" not in words or not extra.get("standalone_mode", True):
-            return super().main(args, *rest, **extra)
+            return super().main(words, *rest, **extra)
         try:
             code = super().main(words, *rest, **{**extra, "standalone_mode": False})
         except typer.Abort:
@@ -108,6 +121,8 @@ def main() -> None:
 
 
 def _outside() -> list[EntryPoint]:
+    from importlib.metadata import entry_points
+
     return sorted(entry_points(group=GROUP), key=lambda point: point.name)
 
 
@@ -115,11 +130,13 @@ def _register(app: typer.Typer, name: str, panel: str, target: Any) -> None:
     if isinstance(target, typer.Typer):
         app.add_typer(target, name=name, rich_help_panel=panel)
     else:
-        app.command(name, rich_help_panel=panel)(target)
+        app.command(name, cls=QuickCommand, rich_help_panel=panel)(target)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         sys.stdout.write(f"adapterhub {version('adapterhub')}\n")
         raise typer.Exit
 

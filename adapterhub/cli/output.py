@@ -19,6 +19,9 @@ from typing import IO, Any, Literal, Protocol
 from adapterhub.errors import AdapterHubError, UsageError
 
 Mode = Literal["human", "json", "quiet"]
+_NONE = type(None)
+_MOST_RICH = 500
+"""Rows of a table with a frame."""
 
 # C0, DEL, C1, marks that reorder text (bidi), line separators, and the lone surrogates that stand for bytes which are
 # no UTF-8: a name made of these could command a terminal or pretend to be another.
@@ -36,7 +39,9 @@ def clean(value: object, *, keep_newlines: bool = False) -> str:
             return found
         return f"\\x{ord(found):02x}" if ord(found) < 256 else f"\\u{ord(found):04x}"
 
-    return _CONTROL.sub(visible, str(value))
+    text = str(value)
+    # Nothing printable is among them, and asking that is much faster than searching.
+    return text if text.isprintable() else _CONTROL.sub(visible, text)
 
 
 def to_json(value: object, indent: int | None = None) -> str:
@@ -81,12 +86,14 @@ class Output:
         elif self.mode == "quiet":
             for row in rows:
                 self._line(clean(row[ids]))
-        elif self._stdout.isatty():
-            self._rich_table(rows, columns, title)
+        elif not self._stdout.isatty():
+            cells = [_cells([row.get(column) for row in rows]) for column in columns]
+            lines = map("\t".join, zip(*cells, strict=True))
+            self._line("\n".join(["\t".join(columns), *lines]))
+        elif len(rows) > _MOST_RICH:
+            self._plain_table(rows, columns)
         else:
-            self._line("\t".join(columns))
-            for row in rows:
-                self._line("\t".join(clean(_shown(row.get(column))) for column in columns))
+            self._rich_table(rows, columns, title)
 
     def record(
         self, record: Mapping[str, Any], *, ids: Sequence[str] = (), title: str = ""
@@ -192,6 +199,15 @@ class Output:
             else:
                 self._line(f"{indent}{clean(key):<{width}}  {clean(_shown(value))}".rstrip())
 
+    def _plain_table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Aligned columns without a frame: for so many rows rich needs seconds."""
+        cells = [[column, *_cells([row.get(column) for row in rows])] for column in columns]
+        padded = []
+        for texts in cells:
+            wide = max(map(_width, texts))
+            padded.append([text + " " * (wide - _width(text)) for text in texts])
+        self._line("\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True)))
+
     def _rich_table(
         self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str
     ) -> None:
@@ -224,6 +240,30 @@ class Output:
             emoji=False,
             no_color="NO_COLOR" in os.environ,
         )
+
+
+def _cells(values: list[Any]) -> list[str]:
+    """The values of a column as a line of a table has them. There may be ten thousand: looked at together first."""
+    kinds = set(map(type, values))
+    if kinds <= {str}:
+        texts = [value or "–" for value in values]
+    elif kinds <= {int, _NONE} or kinds <= {float, _NONE} or kinds <= {str, _NONE}:
+        shown = {
+            value: _shown(value) for value in set(values)
+        }  # of one type, so no two are mixed up
+        texts = [shown[value] for value in values]
+    else:
+        texts = list(map(_shown, values))
+    return texts if "".join(texts).isprintable() else list(map(clean, texts))
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that the text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def _shown(value: object) -> str:

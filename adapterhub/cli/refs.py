@@ -1,4 +1,4 @@
-"""`tag`, `rm`, `log`: names and their history."""
+"""`tag`, `rm`, `log`, `undo`, `rollback`: names and their history."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def rm(
     ctx.out.confirm(f"Remove {', '.join(map(str, targets))}?", yes=yes)
     removed = ctx.store.remove(targets)
     for name, digest in removed:
-        ctx.out.note(
-            f"{name} was @{short(digest)}; to have it back: adapterhub tag @{short(digest)} {name}"
-        )
+        ctx.out.note(f"{name} was @{short(digest)}")
+    ctx.out.note("To have it back: adapterhub undo")
     ctx.out.table(
         [{"name": str(name), "digest": digest} for name, digest in removed], ("name", "digest")
     )
@@ -81,3 +80,52 @@ def log(
             for row in rows
         ]
     ctx.out.table(rows, ("time", "op", "ref", "before", "after", "who", "why"), ids="ref")
+
+
+@command
+def undo(
+    ctx: Context,
+    count: Annotated[
+        int,
+        typer.Argument(metavar="[N]", min=1, help="How many operations, from the last one back."),
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be taken back; change nothing.")
+    ] = False,
+) -> None:
+    """Take back what was done last: tag, rm, add, merge, gc, rollback, or an undo.
+
+    An undo is an operation like the others, so `adapterhub undo` again does the thing again; to go further back,
+    say how far: `adapterhub undo 3`.
+    """
+    from adapterhub.store import history
+
+    undone = (history.plan_undo if dry_run else history.undo)(ctx.store, count)
+    for operation in undone.operations:
+        ctx.out.note(f"{'would take' if dry_run else 'took'} back: {operation.why or operation.op}")
+    rows = [
+        {"name": str(move.name), "before": move.before, "after": move.after}
+        for move in undone.moves
+    ]
+    if ctx.out.mode == "human":
+        rows = [
+            {key: short(value) if value and key != "name" else value for key, value in row.items()}
+            for row in rows
+        ]
+    if rows or ctx.out.mode == "json":
+        ctx.out.table(rows, ("name", "before", "after"))
+    if not dry_run:
+        ctx.out.note("To take this back: adapterhub undo")
+
+
+@command
+def rollback(
+    ctx: Context,
+    name: Annotated[str, typer.Argument(help="name or name:tag.")],
+) -> None:
+    """Give a name the adapter it had before. Again: the one before that."""
+    from adapterhub.store.history import rollback as go_back
+
+    before, now = go_back(ctx.store, parse_name(name))
+    ctx.out.note(f"{now.name} was @{short(before)}. To take this back: adapterhub undo")
+    ctx.out.record({"name": str(now.name), "digest": now.digest, "before": before}, ids=("digest",))

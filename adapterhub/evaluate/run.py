@@ -166,7 +166,9 @@ def evaluate(
             seconds=round(time.monotonic() - began, 3),
         )
 
-    table = _measure_all(store, subjects, base_model, dtype, measure)
+    used = [subject.adapter.digest for subject in subjects if subject.adapter]
+    with store.leases.held("eval", used, f"on {data}"):
+        table = _measure_all(store, subjects, base_model, dtype, measure)
     if attest and base_model is not None:
         facts = _facts(base_model, tokenizer, every, rows, encoded, settings)
         for row in table:

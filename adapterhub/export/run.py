@@ -57,7 +57,8 @@ def export(
     # The first that says which base it belongs to speaks for all: `shared_base` has checked that none contradicts.
     speaker = next((parent for parent in parents if parent.manifest.base.repo), parents[0])
     model = store.base_for(speaker, base)
-    with opened(store, parents, "exported") as adapters:
+    lease = store.leases.held("export", [parent.digest for parent in parents], f"to {folder}")
+    with lease, opened(store, parents, "exported") as adapters:
         plan = make_plan(store, adapters, model, allow_mismatch=allow_mismatch)
         check_target(folder, plan.size, overwrite, keep=(model.path, store.home))
         overridden = [*shared.overridden, *plan.overridden]

@@ -11,23 +11,23 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
-
-import numpy as np
 
 from adapterhub.canonical import canonical_bytes, digest_of
 from adapterhub.errors import FormatError, NotFoundError, UnsupportedError
 from adapterhub.formats.keys import Key, parse_key
 from adapterhub.formats.peft_config import CONFIG_NAME, PeftConfig, read_config
-from adapterhub.formats.safetensors import FLOATS, TORCH_NAMES, WITH_NAN, TensorFile, TensorInfo
+from adapterhub.formats.safetensors import FLOATS, TORCH_NAMES, TensorFile, TensorInfo
 from adapterhub.manifest import LoraFacts
-from adapterhub.words import some
+from adapterhub.words import natural, some
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 NO_BASE = "it doesn't say which base it belongs to"
 """A remark that is pointless once the base is known otherwise."""
 PICKLE_NAMES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 
+_WHOLE_MODELS = ("model", "consolidated", "diffusion_pytorch_model")
 _PAIRS = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}
 _A_OF = {b: a for a, b in _PAIRS.items()}
 
@@ -127,6 +127,12 @@ def require_plain(facts: AdapterFacts, who: str, operation: str) -> None:
         )
 
 
+def convert_hint(folder: Path) -> str:
+    """The command that makes a pickled adapter one that can be added."""
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    return f"adapterhub convert {quote(str(folder))} -o {quote(f'{named}-safetensors')}"
+
+
 @dataclass(frozen=True)
 class PeftFolder:
     """Where the two files of a PEFT adapter lie."""
@@ -142,7 +148,7 @@ def find_peft(folder: Path) -> PeftFolder:
         raise NotFoundError(
             f"{folder} holds no adapter.",
             why=_why_none(folder),
-            hint=_nested_hint(folder),
+            hint=_nearby_hint(folder) or "Give the folder that PEFT's save_pretrained wrote.",
         )
     if not weights.is_file():
         pickle = next((name for name in PICKLE_NAMES if (folder / name).is_file()), None)
@@ -150,12 +156,12 @@ def find_peft(folder: Path) -> PeftFolder:
             raise FormatError(
                 f"{folder.name}/{pickle} is a pickle, which can run code when it is loaded.",
                 why="adapterhub reads safetensors only.",
-                hint="Save it again where you trust it: PeftModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
+                hint=convert_hint(folder),
             )
         raise NotFoundError(
             f"{folder} has a {CONFIG_NAME} but no {WEIGHTS_NAME}.",
             why="The configuration alone is no adapter.",
-            hint="Was the download finished?",
+            hint=_nearby_hint(folder) or "Was the download finished?",
         )
     return PeftFolder(config, weights)
 
@@ -227,16 +233,13 @@ def scan_values(facts: AdapterFacts, weights: TensorFile) -> tuple[str, list[str
     silent: dict[str, set[str]] = {}
     for name, info in weights.infos.items():
         key = parse_key(name)
-        any_value = False
-        if info.dtype in WITH_NAN:
-            for block in weights.blocks(name):
-                if not np.isfinite(block).all():
-                    raise FormatError(
-                        f"The tensor {name} holds NaN or infinity.",
-                        why="Such an adapter poisons whatever it is merged into, and everybody on a shared server.",
-                        hint="Take an earlier checkpoint of that training.",
-                    )
-                any_value = any_value or bool(block.any())
+        finite, any_value = weights.scan(name)
+        if not finite:
+            raise FormatError(
+                f"The tensor {name} holds NaN or infinity.",
+                why="Such an adapter poisons whatever it is merged into, and everybody on a shared server.",
+                hint="Take an earlier checkpoint of that training.",
+            )
         if not any_value and key.module in facts.modules and key.role in {*_PAIRS, *_A_OF}:
             silent.setdefault(key.module, set()).add(key.role)
         hashed = hashlib.sha256(weights.raw(name)).hexdigest()
@@ -364,8 +367,18 @@ def _why_none(folder: Path) -> str:
     return "It is no folder." if folder.exists() else "There is no such folder."
 
 
-def _nested_hint(folder: Path) -> str:
-    nested = sorted(folder.glob(f"*/{CONFIG_NAME}")) if folder.is_dir() else []
-    if nested:
-        return f"There is one below it: adapterhub add {nested[-1].parent}"
-    return "Give the folder that PEFT's save_pretrained wrote."
+def _nearby_hint(folder: Path) -> str:
+    """How to add what lies in the folder all the same: a weights file of another name, or adapters below."""
+    found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    lone = [path for path in found if not path.name.startswith(_WHOLE_MODELS)]
+    if any(path.name == WEIGHTS_NAME for path in lone):
+        return f"Put the {CONFIG_NAME} it was trained with beside {WEIGHTS_NAME}."
+    if len(lone) == 1:
+        return f"Give its weights by themselves: adapterhub add {quote(str(lone[0]))}"
+    nested = sorted(folder.glob(f"*/{CONFIG_NAME}"), key=lambda path: natural(str(path)))
+    if len(nested) > 1:
+        return (
+            f"There are {len(nested)} below it: adapterhub add {quote(str(folder))} --recursive"
+            f"   or the last alone: adapterhub add {quote(str(nested[-1].parent))}"
+        )
+    return f"There is one below it: adapterhub add {quote(str(nested[0].parent))}" if nested else ""

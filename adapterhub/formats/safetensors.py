@@ -12,21 +12,22 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Self
 
 from adapterhub.errors import FormatError
 
+if TYPE_CHECKING:  # reading a header needs no numpy, so it is loaded with the first value
+    import numpy as np
+    import numpy.typing as npt
+
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
-BLOCK_VALUES = 2**20
-"""Values read at a time where a whole tensor isn't needed."""
+BLOCK_BYTES = 2**20
+"""Bytes looked at a time where a whole tensor isn't needed: they fit into the processor's cache."""
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -38,8 +39,18 @@ _NUMPY: dict[str, str] = {
     "BF16": "<u2", "I32": "<i4", "U32": "<u4", "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8", "C64": "<c8", "F8_E8M0": "u1",
 }  # fmt: skip
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
-WITH_NAN = FLOATS | {"C64", "F8_E8M0"}
-"""Dtypes that can say NaN."""
+# For every dtype that can say NaN or infinity: its bits as unsigned integers, those without the sign, and the first
+# pattern of those that is no finite number. Finite numbers order as their bits do.
+_FINITE_BELOW = {
+    "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7FFF_FFFF, 0x7F80_0000),
+    "C64": ("<u4", 0x7FFF_FFFF, 0x7F80_0000),
+    "F16": ("<u2", 0x7FFF, 0x7C00),
+    "BF16": ("<u2", 0x7FFF, 0x7F80),
+    "F8_E5M2": ("u1", 0x7F, 0x7C),
+    "F8_E4M3": ("u1", 0x7F, 0x7F),
+    "F8_E8M0": ("u1", 0xFF, 0xFF),
+}
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
                "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn"}  # fmt: skip
 
@@ -103,11 +114,21 @@ class TensorFile:
         info = self.infos[name]
         return _widen(self._stored(info, 0, info.count), info).reshape(info.shape)
 
-    def blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """The tensor's values in order, flat, at most BLOCK_VALUES at a time."""
+    def scan(self, name: str) -> tuple[bool, bool]:
+        """Whether all values of the tensor are finite, and whether any is other than zero. One pass over its bits."""
+        import numpy as np
+
         info = self.infos[name]
-        for first in range(0, info.count, BLOCK_VALUES):
-            yield _widen(self._stored(info, first, min(BLOCK_VALUES, info.count - first)), info)
+        if info.dtype not in _FINITE_BELOW:
+            return True, True
+        words, without_sign, limit = _FINITE_BELOW[info.dtype]
+        dtype = np.dtype(words)
+        mask, largest = dtype.type(without_sign), 0
+        for start in range(info.start, info.end, BLOCK_BYTES):
+            count = (min(info.end, start + BLOCK_BYTES) - start) // dtype.itemsize
+            block = np.frombuffer(self._map, dtype, count, start)
+            largest = max(largest, int((block & mask).max()))
+        return largest < limit, largest > 0
 
     def take(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The values at flat `indices`, touching only the pages they lie on."""
@@ -119,6 +140,8 @@ class TensorFile:
             raise FormatError(
                 f"{self.label}: tensor {info.name!r} has dtype {info.dtype}, which can't be read here."
             )
+        import numpy as np
+
         dtype = np.dtype(_NUMPY[info.dtype])
         return np.frombuffer(self._map, dtype, count, info.start + first * dtype.itemsize)
 
@@ -236,6 +259,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _widen(stored: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[Any]:
+    import numpy as np
+
     if info.dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     if info.dtype == "F8_E8M0":
@@ -250,6 +275,8 @@ def _widen(stored: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[Any]:
 @lru_cache(maxsize=2)
 def _float8_table(dtype: str) -> npt.NDArray[np.float32]:
     """All 256 values of a float8 (OCP FP8 specification: E5M2 like IEEE, E4M3 without infinities)."""
+    import numpy as np
+
     exponent_bits, mantissa_bits, bias = (5, 2, 15) if dtype == "F8_E5M2" else (4, 3, 7)
     table = np.empty(256, np.float32)
     for code in range(256):

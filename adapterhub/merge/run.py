@@ -68,7 +68,10 @@ def merge(
     there = _already_there(store, target, recipe, move)
     if there is not None:
         return there
-    with running(store.runs_dir, "merge", {"name": str(target), **recipe.document()}) as run:
+    with (
+        store.leases.held("merge", [parent.digest for parent in parents], f"into {target}"),
+        running(store.runs_dir, "merge", {"name": str(target), **recipe.document()}) as run,
+    ):
         folder = run.path / "adapter"
         with opened(store, parents, "merged") as adapters:
             dtype = recipe.dtype or parents_dtype(adapters)

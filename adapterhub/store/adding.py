@@ -6,41 +6,40 @@ leads to is complete. Everything is judged on our own copy, not on the source, w
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from adapterhub.base import BaseModel, BaseRegistry, Verdict, fits
 from adapterhub.errors import FormatError, IncompatibleError
+from adapterhub.formats.folders import Source, find_source
 from adapterhub.formats.peft import (
     NO_BASE,
     WEIGHTS_NAME,
     AdapterFacts,
-    find_peft,
     read_facts,
     scan_values,
 )
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import TensorFile
-from adapterhub.fsio import Staged, stage_copy
+from adapterhub.fsio import Staged, stage_bytes, stage_copy
 from adapterhub.manifest import (
     Attestation,
     AttestationType,
     FileEntry,
     Manifest,
-    is_safe_relative_path,
     make_manifest,
 )
-from adapterhub.names import Name, parse_name, slug
-from adapterhub.store.blobs import Blobs
+from adapterhub.names import Name, parse_name
+from adapterhub.store.blobs import Blobs, hash_file
+from adapterhub.store.cachefile import CacheFile
 from adapterhub.store.layout import Layout
+from adapterhub.store.recognising import recognise, remember
 from adapterhub.store.refs import Refs
-from adapterhub.words import some
-
-_SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
-_CHECKPOINT = re.compile(r"checkpoint-\d+\Z")
+from adapterhub.store.trash import Trash
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Adding:
     blobs: Blobs
     refs: Refs
     bases: BaseRegistry
+    cache: CacheFile
     attest: Callable[[str, AttestationType, Mapping[str, Any]], Attestation]
     attestations: Callable[[str], list[Attestation]]
     known_fingerprint: Callable[[str], str | None]
@@ -70,6 +70,7 @@ class Adding:
         self,
         folder: Path,
         *,
+        source: Source | None,
         name: str | None,
         base: str | None,
         allow_mismatch: bool,
@@ -82,43 +83,57 @@ class Adding:
         verify: Callable[[str, Staged], None],
     ) -> Added:
         """Raises FormatError, IncompatibleError, ConflictError, OutOfSpaceError; the store is then as it was."""
-        found = find_peft(folder)
-        target = parse_name(name) if name is not None else Name("", slug(folder.resolve().name))
+        source = source or find_source(folder)
+        target = parse_name(name if name is not None else source.name)
         model = self.bases.open(base) if base is not None else None
+        if model is None and provenance is None and not attestations:
+            known = recognise(source, self.layout, self.blobs, self.cache)
+            if known is not None:
+                return self._again(known, target, move=move, why=why or f"add {folder}", note=note)
+        began = time.time()
         staged: dict[str, Staged] = {}
         try:
-            sources, notes = _files(found.config.parent)
-            for path, source in sources.items():
-                staged[path] = stage_copy(source, self.layout.tmp)
+            for path, place in source.files.items():
+                if isinstance(place, bytes):
+                    staged[path] = stage_bytes(place, self.layout.tmp)
+                else:
+                    staged[path] = stage_copy(place, self.layout.tmp)
                 verify(path, staged[path])
             facts, content, remarks = _judge(staged)
             base_known = model is not None or any(kind == "base" for kind, _ in attestations)
-            notes += [remark for remark in remarks if not (base_known and remark == NO_BASE)]
+            remarks = [remark for remark in remarks if not (base_known and remark == NO_BASE)]
+            notes = [*source.notes, *remarks]
             manifest = _manifest(facts, staged, content)
             known_base = self.known_fingerprint(manifest.digest)
             verdict = _check_fit(facts, model, known_base, allow_mismatch, folder)
             for remark in notes:
                 note(remark)
-            body = dict(
-                provenance
-                or {"event": "imported", "claimed_base": facts.config.claimed_base, "notes": notes}
-            )
+            body = dict(provenance or {"event": "imported"})
+            if body.get("event") in ("imported", "converted"):
+                before = body.get("notes", [])
+                body |= {
+                    "claimed_base": facts.config.claimed_base,
+                    "notes": [*before, *notes],
+                }
             told = {attestation.type for attestation in self.attestations(manifest.digest)}
             statements = list(attestations)
             if provenance is not None or "provenance" not in told:
                 statements.append(("provenance", body))
             if model is not None and verdict is not None:
                 statements.append(("base", _base_body(model, verdict, body)))
-            with self.refs.changing() as change:
-                change.check(
-                    target, manifest.digest, move=move
-                )  # a refusal must come before anything is written
-                for copy in staged.values():
-                    self.blobs.commit(copy)
-                staged.clear()  # all in place: nothing is left to clean up once the name is set
-                self.blobs.write_document(self.layout.manifest(manifest.digest), manifest.data)
-                for kind, statement in statements:
-                    self.attest(manifest.digest, kind, statement)
+            with self.refs.changing() as change:  # a refusal must come before anything is written
+                change.check(target, manifest.digest, move=move)
+            remember(
+                source, {path: copy.digest for path, copy in staged.items()}, self.cache, began
+            )
+            for copy in staged.values():
+                self.blobs.commit(copy)
+            staged.clear()  # all in place: nothing is left to clean up once the name is set
+            Trash(self.layout).restore(manifest.digest)  # with all that was known about it
+            self.blobs.write_document(self.layout.manifest(manifest.digest), manifest.data)
+            for kind, statement in statements:
+                self.attest(manifest.digest, kind, statement)
+            with self.refs.changing() as change:  # held briefly: the copies were made without it
                 created = change.set(
                     target, manifest.digest, op=op, why=why or f"add {folder}", move=move
                 )
@@ -131,44 +146,34 @@ class Adding:
             for copy in staged.values():
                 copy.path.unlink(missing_ok=True)
 
+    def _again(
+        self, known: Manifest, target: Name, *, move: bool, why: str, note: Callable[[str], None]
+    ) -> Added:
+        """Only the name may be new. What was remarked upon the first time is said again."""
+        notes = [
+            str(remark)
+            for attestation in self.attestations(known.digest)
+            if attestation.type == "provenance"
+            for remark in attestation.body.get("notes", [])
+        ]
+        for remark in notes:
+            note(remark)
+        with self.refs.changing() as change:
+            created = change.set(target, known.digest, op="add", why=why, move=move)
+        return Added(known.digest, target, created, known, tuple(notes))
 
-def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Every regular file of the adapter by its relative POSIX path, and remarks on what was left out."""
-    root = folder.resolve()
-    # The Hub's cache is a folder of links into blobs/ beside snapshots/; any other link that leaves is refused.
-    allowed = [root] + ([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])
-    files: dict[str, Path] = {}
-    notes: list[str] = []
-    checkpoints: list[str] = []
 
-    def walk(directory: Path) -> None:
-        for path in sorted(directory.iterdir()):
-            relative = path.relative_to(root).as_posix()
-            if path.is_dir() and not path.is_symlink():
-                if path.name in _SKIPPED_FOLDERS:
-                    continue
-                if _CHECKPOINT.match(path.name) and (path / CONFIG_NAME).is_file():
-                    checkpoints.append(path.name)
-                    continue
-                walk(path)
-            elif path.is_file():
-                if not any(path.resolve().is_relative_to(place) for place in allowed):
-                    raise FormatError(
-                        f"{relative} is a link that leads out of {folder}.",
-                        why="It is not part of the adapter.",
-                    )
-                if not is_safe_relative_path(relative):
-                    raise FormatError(f"The file name {relative!r} can't be kept on every system.")
-                files[relative] = path
-            else:
-                notes.append(f"{relative} is no regular file and was left out")
-
-    walk(root)
-    if checkpoints:
-        notes.append(
-            f"{some(checkpoints)} are adapters of their own and were left out; add them by themselves"
-        )
-    return files, notes
+def manifest_of(path: Path) -> Manifest:
+    """The manifest the adapter at `path` would get, judged where it lies. Errors as `Adding.run`."""
+    with TemporaryDirectory(prefix="adapterhub-") as area:  # for what is made of a header
+        copies = {
+            name: stage_bytes(place, Path(area))
+            if isinstance(place, bytes)
+            else Staged(place, hash_file(place), place.stat().st_size)
+            for name, place in find_source(path).files.items()
+        }
+        facts, content, _ = _judge(copies)
+    return _manifest(facts, copies, content)
 
 
 def _judge(staged: Mapping[str, Staged]) -> tuple[AdapterFacts, str, list[str]]:

@@ -24,7 +24,7 @@ def locked(path: Path, *, exclusive: bool, wait: float | None = None) -> Iterato
 
     patience = _patience() if wait is None else wait
     deadline = time.monotonic() + patience
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open(path)
     try:
         while True:
             try:
@@ -35,14 +35,23 @@ def locked(path: Path, *, exclusive: bool, wait: float | None = None) -> Iterato
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise StoreLockedError(
-                        f"Another adapterhub is changing the store at {path.parent}.",
-                        why=f"Its lock was not released within {patience:g} seconds.",
+                        f"Another adapterhub is changing the store: it holds {path}.",
+                        why=f"The lock was not released within {patience:g} seconds.",
                         hint="Wait for it to finish (ps aux | grep adapterhub), then run the same command again.",
                     ) from None
                 time.sleep(_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except (
+        PermissionError
+    ):  # somebody else's file in a store that we may change: a lock needs no right to write
+        return os.open(path, os.O_RDONLY)
 
 
 def _patience() -> float:

@@ -1,43 +1,36 @@
-"""Refs and their journal: which name means which digest, and every change of that since the store was made.
+"""Refs: which name means which digest, and the one way to change that.
 
-A change is journalled first and the ref is written last, both durable; where the two disagree after a crash, the ref
-is right, and the journal still knows both digests.
+A change is journalled first and the refs are written last, all durable. An operation on several names is done for all
+of them or for none.
 """
 
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import AdapterHubError, ConflictError, NotFoundError, StoreDamagedError
-from adapterhub.fsio import disk_errors, fsync_directory, make_directory, write_file
+from adapterhub.fsio import fsync_directory, make_directory, write_file
 from adapterhub.names import Name, is_name_part, parse_name
+from adapterhub.store.journal import CANCEL, DONE, Change, Journal, new_id, now
 from adapterhub.store.layout import NO_NAMESPACE, Layout
 from adapterhub.store.locks import locked
 from adapterhub.words import did_you_mean, short
 
 
 @dataclass(frozen=True)
-class Change:
-    """One line of the journal. `before` and `after` are digests; None where the ref did not or does not exist."""
+class Move:
+    """A name, what it means, and what it shall mean; None is no such name."""
 
-    time: str
-    who: str
-    op: str
-    ref: str
+    name: Name
     before: str | None
     after: str | None
-    why: str
 
 
 class Refs:
@@ -45,6 +38,7 @@ class Refs:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self.journal = Journal(layout)
 
     def read(self, name: Name) -> str | None:
         """The digest `name` means, or None. StoreDamagedError when the file isn't one digest."""
@@ -112,35 +106,35 @@ class Refs:
         """The right to change refs, for one process at a time."""
         make_directory(self._layout.journal.parent)
         with locked(self._layout.journal, exclusive=True):
-            yield Transaction(self, self._layout)
+            transaction = Transaction(self, self._layout, self.journal)
+            transaction.take_back_unfinished()
+            yield transaction
 
-    def journal(self) -> list[Change]:
-        """Every change, oldest first. A torn last line (a crash while appending) is no change."""
-        try:
-            data = self._layout.journal.read_bytes()
-        except FileNotFoundError:
-            return []
-        changes = []
-        for line in data.split(b"\n")[:-1]:
-            with suppress(msgspec.MsgspecError):
-                changes.append(msgspec.json.decode(line, type=Change))
-        return changes
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Journal and refs agree while the block runs, as far as they ever do: nobody is between the two."""
+        with (
+            locked(self._layout.journal, exclusive=False)
+            if self._layout.journal.exists()
+            else nullcontext()
+        ):
+            yield
 
 
 class Transaction:
-    """Changes made under the journal's lock."""
+    """The right to change refs, for one process at a time. Every change is one operation of the journal."""
 
-    def __init__(self, refs: Refs, layout: Layout) -> None:
+    def __init__(self, refs: Refs, layout: Layout, journal: Journal) -> None:
         self._refs = refs
         self._layout = layout
+        self._journal = journal
 
     def set(self, name: Name, digest: str, *, op: str, why: str, move: bool) -> bool:
         """Points `name` at `digest`; False when it did already. ConflictError for another digest without `move`."""
         before = self.check(name, digest, move=move)
         if before == digest:
             return False
-        with self._journalled(Change(now(), _who(), op, str(name), before, digest, why), name):
-            write_file(self._layout.ref(name), f"{digest}\n".encode(), self._layout.tmp)
+        self.commit([Move(name, before, digest)], op=op, why=why)
         return True
 
     def check(self, name: Name, digest: str, *, move: bool) -> str | None:
@@ -160,17 +154,80 @@ class Transaction:
         self._refuse_case_twin(name)
         return before
 
-    def delete(self, name: Name, *, op: str, why: str) -> str:
-        """Removes a ref and returns the digest it had."""
-        before = self._refs.require(name)
+    def commit(
+        self, moves: Sequence[Move], *, op: str, why: str, abouts: Sequence[str] = ()
+    ) -> None:
+        """Makes all the moves, or none. If one fails or is interrupted, what was done of them is taken back.
+
+        A crash in between leaves lines without `done`, by which the next writer sees it and takes it back too.
+
+        Args:
+            abouts: what else the operation does, a line each: "sweep ID", "restore ID".
+        """
+        if not moves and not abouts:
+            abouts = ("",)  # an undo that finds nothing to change can be undone all the same
+        stamp, who, operation = now(), _who(), new_id()
+        lines = [
+            Change(stamp, who, op, str(move.name), move.before, move.after, why, operation)
+            for move in moves
+        ]
+        lines += [Change(stamp, who, op, "", None, None, why, operation, about) for about in abouts]
+        end = self._journal.append(lines)
+        try:
+            for move in moves:
+                self._put(move.name, move.after)
+            self._close(DONE, operation)
+        except BaseException:
+            with suppress(AdapterHubError, OSError):
+                for move in moves:
+                    self._put(move.name, move.before)
+                self._journal.truncate(end)
+            raise
+
+    def take_back_unfinished(self) -> None:
+        """Ends an operation that a crash cut short: it is done if all its refs have changed, else nothing of it is."""
+        operation = self._journal.unfinished()
+        if operation is None:
+            return
+        moves = [
+            Move(parse_name(change.ref), change.before, change.after) for change in operation.refs
+        ]
+        if all(self._now(move.name) == move.after for move in moves):
+            self._close(DONE, operation.id)
+            return
+        for move in moves:
+            if self._now(move.name) == move.after:
+                self._put(move.name, move.before)
+        self._close(CANCEL, operation.id)
+
+    def _close(self, op: str, operation: str) -> None:
+        """Says how an operation ended. Losing this line loses nothing: the next writer comes to the same end."""
+        self._journal.append(
+            [Change(now(), _who(), op, "", None, None, "", new_id(), operation)], durable=False
+        )
+
+    def _now(self, name: Name) -> str | None:
+        try:
+            return self._refs.read(name)
+        except StoreDamagedError:
+            return "damaged"
+
+    def _put(self, name: Name, digest: str | None) -> None:
+        """Makes the ref say `digest`, or removes it."""
         path = self._layout.ref(name)
-        with self._journalled(Change(now(), _who(), op, str(name), before, None, why), name):
-            path.unlink()
-            fsync_directory(path.parent)
-            for empty in (path.parent, path.parent.parent):
-                with suppress(OSError):
-                    empty.rmdir()
-        return before
+        if self._now(name) == digest:
+            return
+        if digest is not None:
+            write_file(path, f"{digest}\n".encode(), self._layout.tmp)
+            return
+        path.unlink(missing_ok=True)
+        fsync_directory(path.parent)
+        for empty in (path.parent, path.parent.parent):
+            try:
+                empty.rmdir()
+            except OSError:  # other names are in it
+                break
+            fsync_directory(empty.parent)
 
     def _refuse_case_twin(self, name: Name) -> None:
         """Two names that differ in case only would be one file on macOS and Windows."""
@@ -186,54 +243,6 @@ class Transaction:
                     )
             folder /= part
 
-    @contextmanager
-    def _journalled(self, change: Change, name: Name) -> Iterator[None]:
-        """Journals `change`, then lets the block make it. If that fails or is interrupted, both are taken back.
-
-        A crash in between leaves the line; then the ref is right, and the journal still knows both digests.
-        """
-        end = self._append(change)
-        try:
-            yield
-        except BaseException:
-            with suppress(AdapterHubError, OSError):
-                self._restore(name, change.before)
-            with suppress(OSError):
-                os.truncate(self._layout.journal, end)
-            raise
-
-    def _restore(self, name: Name, before: str | None) -> None:
-        if self._refs.read(name) == before:
-            return
-        if before is None:
-            self._layout.ref(name).unlink(missing_ok=True)
-        else:
-            write_file(self._layout.ref(name), f"{before}\n".encode(), self._layout.tmp)
-
-    def _append(self, change: Change) -> int:
-        """Adds a line and returns the length the journal had."""
-        # Folder names on Linux may be any bytes; the journal is UTF-8.
-        line = json.dumps(asdict(change), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        path = self._layout.journal
-        with disk_errors(path), path.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-                torn = (
-                    file.read(1) != b"\n"
-                )  # a crash left half a line: close it, so that this one can be read
-                line = b"\n" + line if torn else line
-            try:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                with suppress(OSError):
-                    os.truncate(path, end)
-                raise
-        fsync_directory(path.parent)
-        return end
-
 
 def _entries(folder: Path) -> list[Path]:
     """What is in a folder, in order; nothing where it is gone (another process removed the last ref in it)."""
@@ -241,11 +250,6 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def now(timespec: str = "seconds") -> str:
-    """The time in UTC as ISO 8601: whole seconds in the journal, finer where an order depends on it."""
-    return datetime.now(UTC).isoformat(timespec=timespec)
 
 
 def _who() -> str:

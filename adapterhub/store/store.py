@@ -5,11 +5,13 @@ Nothing is created by looking: an absent store is an empty one, and its folders 
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +26,38 @@ from adapterhub.errors import (
     UnsupportedError,
     UsageError,
 )
+from adapterhub.formats.folders import Source
 from adapterhub.formats.peft import WEIGHTS_NAME, AdapterFacts, read_facts
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import TensorFile
-from adapterhub.fsio import Staged, make_directory, new_folder, require_free, write_file
+from adapterhub.fsio import (
+    Staged,
+    is_read_only,
+    make_directory,
+    new_folder,
+    require_free,
+    write_file,
+)
 from adapterhub.manifest import (
     Attestation,
     AttestationType,
     Manifest,
-    make_attestation,
-    parse_attestation,
     parse_manifest,
 )
 from adapterhub.names import DigestPointer, Name, parse_pointer
+from adapterhub.settings import Settings, read_settings
 from adapterhub.store import views
 from adapterhub.store.adding import Added, Adding
-from adapterhub.store.blobs import Blobs
-from adapterhub.store.layout import FORMAT_VERSION, Layout, default_home
+from adapterhub.store.attestations import Attestations
+from adapterhub.store.blobs import REPAIR, Blobs
+from adapterhub.store.cachefile import CacheFile, default_folder
+from adapterhub.store.journal import Change
+from adapterhub.store.layout import FORMAT_VERSION, Layout, check_format, default_home
+from adapterhub.store.leases import Leases
 from adapterhub.store.locks import locked
-from adapterhub.store.refs import Change, Refs, now
+from adapterhub.store.places import Places
+from adapterhub.store.refs import Move, Refs
+from adapterhub.store.trash import Trash
 from adapterhub.words import short
 
 
@@ -76,9 +91,13 @@ class Store:
     def __init__(self, home: Path) -> None:
         self.layout = Layout(home.absolute())
         self.refs = Refs(self.layout)
-        self.blobs = Blobs(self.layout)
+        self.cache = CacheFile(self.layout)
+        self.blobs = Blobs(self.layout, self.cache)
+        self._told = Attestations(self.layout, self.blobs)
         self.bases = BaseRegistry(self.layout.bases)
-        self._check_version()
+        self.leases = Leases(self.layout)
+        self.places = Places(self.layout)
+        check_format(self.layout)
 
     @classmethod
     def open(cls, home: Path | None = None) -> Store:
@@ -89,8 +108,17 @@ class Store:
     def home(self) -> Path:
         return self.layout.home
 
+    @cached_property
+    def settings(self) -> Settings:
+        """`config.toml`, or the defaults."""
+        return read_settings(self.layout.settings)
+
     @property
     def runs_dir(self) -> Path:
+        """Where runs are recorded: in the home, or beside the cache where the home can't be written."""
+        home = self.layout.runs if self.layout.runs.exists() else self.layout.home
+        if home.exists() and not os.access(home, os.W_OK):
+            return default_folder() / "runs"
         return self.layout.runs
 
     # Reading
@@ -110,16 +138,19 @@ class Store:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise StoreDamagedError(
-                f"The manifest {short(digest)} is missing from the store.",
-                why=f"{path} is gone, though a ref names it.",
-                hint="Add the adapter again from where it came: adapterhub add FOLDER",
-            ) from None
+            kept = self.layout.in_trash(path)
+            if kept is None:
+                raise StoreDamagedError(
+                    f"The manifest {short(digest)} is missing from the store.",
+                    why=f"{path} is gone, though a ref names it.",
+                    hint=f"Mend it from another copy, or add the adapter again from where it came: {REPAIR}",
+                ) from None
+            data = kept.read_bytes()
         if digest_of(data) != digest:
             raise StoreDamagedError(
                 f"The manifest {short(digest)} has changed on disk.",
                 why=f"{path} now hashes to {short(digest_of(data))}.",
-                hint="Delete that file, then add the adapter again from where it came.",
+                hint=f"Mend it from another copy, or add the adapter again from where it came: {REPAIR}",
             )
         return parse_manifest(data)
 
@@ -136,14 +167,15 @@ class Store:
             try:
                 digest = self.refs.read(name)
                 if digest is not None:
-                    found.append(Entry(name, digest, self.manifest(digest), self._added(name)))
+                    found.append(Entry(name, digest, self.manifest(digest), self.added(name)))
             except AdapterHubError as error:
                 if damaged is None:
                     raise
                 damaged(name, error)
         return found
 
-    def _added(self, name: Name) -> str:
+    def added(self, name: Name) -> str:
+        """When the ref was last set (ISO 8601, UTC); empty where there is none."""
         try:
             when = self.layout.ref(name).stat().st_mtime
         except FileNotFoundError:  # removed by another process since it was read
@@ -152,16 +184,7 @@ class Store:
 
     def attestations(self, digest: str) -> list[Attestation]:
         """What is known about an adapter, oldest first."""
-        folder = self.layout.attestations(digest)
-        found = []
-        for path in folder.iterdir() if folder.is_dir() else []:
-            data = path.read_bytes()
-            if digest_of(data) != DIGEST_PREFIX + path.name:
-                raise StoreDamagedError(
-                    f"The attestation {path} has changed on disk.", hint="Delete that file."
-                )
-            found.append(parse_attestation(data))
-        return sorted(found, key=lambda attestation: (attestation.created, attestation.digest))
+        return self._told.of(digest)
 
     def known_base(self, digest: str) -> Mapping[str, Any]:
         """The base this adapter was trained on or last checked against: its attestation's body, or nothing."""
@@ -246,8 +269,8 @@ class Store:
         return verdict
 
     def log(self, name: Name | None = None) -> list[Change]:
-        """The journal, oldest first; of all tags of one name where `name` is given."""
-        changes = self.refs.journal()
+        """Every change, oldest first; of all tags of one name where `name` is given."""
+        changes = [change for done in self.refs.journal.operations() for change in done.changes]
         if name is None:
             return changes
         return [change for change in changes if change.ref.partition(":")[0] == name.path]
@@ -258,6 +281,7 @@ class Store:
         self,
         folder: Path,
         *,
+        source: Source | None = None,
         name: str | None = None,
         base: str | None = None,
         allow_mismatch: bool = False,
@@ -272,6 +296,7 @@ class Store:
         """Puts a PEFT folder into the store under `name` (default: the folder's). See `Adding` for the order of writes.
 
         Args:
+            source: the adapter's files where the caller has chosen them; by default what `find_source` finds in `folder`.
             base: folder or repository to check the adapter against; the fingerprint is then attested.
             allow_mismatch: add it although it doesn't fit; that is attested too.
             move: point an existing name at the new adapter.
@@ -286,12 +311,14 @@ class Store:
                 self.blobs,
                 self.refs,
                 self.bases,
+                self.cache,
                 self.attest,
                 self.attestations,
                 self.known_fingerprint,
             )
-            return adding.run(
+            added = adding.run(
                 folder,
+                source=source,
                 name=name,
                 base=base,
                 allow_mismatch=allow_mismatch,
@@ -303,21 +330,21 @@ class Store:
                 note=note,
                 verify=verify,
             )
+        if (provenance or {}).get(
+            "event", "imported"
+        ) == "imported":  # else the folder is a passing one
+            self.places.remember(added.digest, folder)
+        return added
 
     def attest(self, digest: str, kind: AttestationType, body: Mapping[str, Any]) -> Attestation:
         """Records something about an adapter; the same statement again changes nothing."""
-        for known in self.attestations(digest):
-            if known.type == kind and known.document["body"] == dict(body):
-                return known
-        attestation = make_attestation(digest, kind, body, now("microseconds"))
-        self.prepare()
-        hexadecimal = attestation.digest.removeprefix(DIGEST_PREFIX)
-        self.blobs.write_document(self.layout.attestations(digest) / hexadecimal, attestation.data)
-        return attestation
+        with self.writing():
+            return self._told.add(digest, kind, body)
 
     def tag(self, resolved: Resolved, name: Name, *, move: bool = False) -> bool:
         """Gives an adapter another name; False when it had that one."""
         with self.writing(), self.refs.changing() as change:
+            Trash(self.layout).require(resolved.digest)  # a collection may have come in between
             return change.set(
                 name, resolved.digest, op="tag", why=f"tag {resolved.label} {name}", move=move
             )
@@ -325,9 +352,13 @@ class Store:
     def remove(self, names: list[Name]) -> list[tuple[Name, str]]:
         """Removes refs, all or none; returns the digests they had. The adapters themselves stay."""
         with self.writing(), self.refs.changing() as change:
-            for name in names:
-                self.refs.require(name)
-            return [(name, change.delete(name, op="rm", why=f"rm {name}")) for name in names]
+            removed = [(name, self.refs.require(name)) for name in names]
+            change.commit(
+                [Move(name, digest, None) for name, digest in removed],
+                op="rm",
+                why=f"rm {' '.join(map(str, names))}",
+            )
+        return removed
 
     def names_of(self, digest: str) -> list[Name]:
         """All names of an adapter. A damaged ref is no name of anything."""
@@ -348,16 +379,14 @@ class Store:
         if target.is_dir():
             return target
         manifest = self.manifest(digest)
-        with self.writing():
-            try:
-                with new_folder(target) as building:
-                    views.fill(building, manifest, self.blobs, link=True)
-            except OSError:
-                if (
-                    not target.is_dir()
-                ):  # otherwise another process was quicker, with the same bytes
-                    raise
-        return target
+        try:
+            with self.writing():
+                return views.make(target, manifest, self.blobs)
+        except OSError as error:
+            if not is_read_only(error):
+                raise
+        elsewhere = default_folder() / "views" / self.cache.path.stem
+        return views.make(elsewhere / target.name, manifest, self.blobs)
 
     def checkout(self, resolved: Resolved, folder: Path, *, overwrite: bool = False) -> None:
         """Writes the adapter as a PEFT folder of the user's own, sharing no inode with the store."""
@@ -369,6 +398,7 @@ class Store:
         )
         with new_folder(folder, overwrite=overwrite) as building:
             views.fill(building, resolved.manifest, self.blobs, link=False)
+        self.places.remember(resolved.digest, folder)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -377,29 +407,25 @@ class Store:
         with locked(self.layout.lock, exclusive=False):
             yield
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Held by what takes something away: nobody else is adding."""
+        self.prepare()
+        with locked(self.layout.lock, exclusive=True):
+            yield
+
     def prepare(self) -> None:
         """Makes the store's folders where they are missing."""
-        if self.layout.version.exists() and self.layout.tmp.is_dir():
+        if self.layout.version.exists() and self.layout.id.exists() and self.layout.tmp.is_dir():
             return
         make_directory(self.layout.tmp)
-        for path, text in (
-            (self.layout.store / "id", secrets.token_hex(16)),
-            (self.layout.version, FORMAT_VERSION),
-        ):
-            if not path.exists():
-                write_file(path, f"{text}\n".encode(), self.layout.tmp)
-
-    def _check_version(self) -> None:
-        try:
-            found = self.layout.version.read_text().strip()
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if found != FORMAT_VERSION:
-            raise UnsupportedError(
-                f"The store at {self.home} has format {found[:20]!r}.",
-                why=f"This version of adapterhub reads format {FORMAT_VERSION}.",
-                hint="Upgrade adapterhub, or choose another store with ADAPTERHUB_HOME.",
-            )
+        with locked(self.layout.lock, exclusive=True):
+            for path, text in (
+                (self.layout.id, secrets.token_hex(16)),
+                (self.layout.version, FORMAT_VERSION),
+            ):
+                if not path.exists():
+                    write_file(path, f"{text}\n".encode(), self.layout.tmp)
 
     def _by_prefix(self, pointer: DigestPointer, text: str) -> str:
         shelf = self.layout.manifests / pointer.prefix[:2]

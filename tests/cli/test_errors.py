@@ -11,6 +11,7 @@ import pytest
 from adapterhub.cli.main import build
 from adapterhub.errors import ExitCode
 from adapterhub.store import Store
+from adapterhub.store.catalogue import Catalogue
 from tests.cli.calling import call, run
 from tests.support.adapters import AdapterMaker
 
@@ -138,7 +139,7 @@ def test_a_bug_is_told_as_one_and_its_traceback_is_for_debug(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("one in a million")
 
-    monkeypatch.setattr(Store, "entries", broken)
+    monkeypatch.setattr(Catalogue, "ask", broken)
     plain = call("ls")
     assert plain.code == 1
     assert (
@@ -162,7 +163,7 @@ def test_every_error_class_has_an_exit_code_and_says_what_it_is_for() -> None:
     import adapterhub.errors as errors
 
     tree = [getattr(errors, name) for name in dir(errors) if name.endswith("Error")]
-    assert len(tree) == 12
+    assert len(tree) == 13
     for one in tree:
         assert issubclass(one, errors.AdapterHubError)
         assert one.__doc__

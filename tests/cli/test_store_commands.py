@@ -306,10 +306,8 @@ def test_rm_takes_one_tag_or_all_of_a_name_and_says_how_to_undo_it(
     assert set(refs(tmp_path / "home")) == {"_/tone/latest", "_/tone/v2", "ns/tone/latest"}
     said = call("rm", "tone", "--yes")
     assert set(refs(tmp_path / "home")) == {"ns/tone/latest"}
-    undo = re.findall(r"adapterhub (tag @[0-9a-f]+ \S+)", said.err)
-    assert len(undo) == 2
-    for words in undo:
-        assert call(*words.split()).code == 0
+    assert "adapterhub undo" in said.err
+    assert call("undo").code == 0
     assert set(refs(tmp_path / "home")) == {"_/tone/latest", "_/tone/v2", "ns/tone/latest"}
     assert store.resolve("tone").digest == digest
 

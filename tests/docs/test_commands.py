@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def workplace(
         config["base_model_name_or_path"] = "my-org/my-base"
         (made / "adapter_config.json").write_text(json.dumps(config))
         made.rename(folder / name)
+    _on_disk(folder)
     rows = [{"instruction": f"Ticket {n}: late?", "output": f"Sorry. Day {n}."} for n in range(40)]
     (folder / "tickets.json").write_text(json.dumps(rows))
     (folder / "recipe.yaml").write_text(
@@ -55,6 +57,23 @@ def workplace(
     )
     environment = {**os.environ, "ADAPTERHUB_HOME": str(tmp_path / "home")}
     return folder, environment
+
+
+def _on_disk(folder: Path) -> None:
+    """What store.md adds besides: a tree with a checkpoint, a single file, a pickle."""
+    import torch
+    from safetensors.torch import load_file
+
+    for place in ("runs/a", "runs/a/checkpoint-100", "old-lora", "lone"):
+        shutil.copytree(folder / "tone-lora", folder / place)
+    weights = folder / "old-lora" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    for name, other in (
+        ("adapter_model.safetensors", "polite.safetensors"),
+        ("adapter_config.json", "adapter_config.json"),
+    ):
+        (folder / "lone" / name).rename(folder / other)
 
 
 def run(line: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

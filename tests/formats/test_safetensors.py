@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from adapterhub.errors import FormatError
-from adapterhub.formats.safetensors import BLOCK_VALUES, TensorFile
+from adapterhub.formats.safetensors import BLOCK_BYTES, TensorFile
 from tests.formats.raw import file_of, sound_file, table_of
 
 F4 = b"\0\0\0\0"
@@ -174,7 +174,7 @@ def test_no_damage_to_a_header_gets_past_as_anything_but_a_format_error(
         with TensorFile(path) as file:
             for info in file.infos.values():
                 assert 8 <= info.start <= info.end <= len(sound)
-                list(file.blocks(info.name))
+                file.scan(info.name)
     except FormatError:
         pass
 
@@ -253,14 +253,48 @@ def test_all_65536_codes_of_bfloat16_are_widened_as_torch_does(tmp_path: Path) -
         assert np.array_equal(file.array("x"), theirs, equal_nan=True)
 
 
-def test_blocks_together_are_the_whole_tensor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("F16", torch.float16),
+        ("BF16", torch.bfloat16),
+        ("F8_E4M3", torch.float8_e4m3fn),
+        ("F8_E5M2", torch.float8_e5m2),
+    ],
+)
+def test_every_code_of_a_small_float_is_finite_or_not_as_torch_says(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    size = torch.empty(0, dtype=dtype).element_size()
+    codes = np.arange(256**size, dtype=f"<u{size}")
+    theirs = torch.from_numpy(codes).view(dtype).float()
+    table = {
+        f"t{code}": (name, [1], codes[code : code + 1].tobytes()) for code in range(len(codes))
+    }
     path = tmp_path / "x.safetensors"
-    values = torch.arange(BLOCK_VALUES + 3, dtype=torch.float32)
-    save_file({"x": values}, path)
+    path.write_bytes(sound_file(table))
     with TensorFile(path) as file:
-        blocks = list(file.blocks("x"))
-        assert [len(block) for block in blocks] == [BLOCK_VALUES, 3]
-        assert np.array_equal(np.concatenate(blocks), values.numpy())
+        found = [file.scan(f"t{code}") for code in range(len(codes))]
+    assert [finite for finite, _ in found] == torch.isfinite(theirs).tolist()
+    assert [any_value for _, any_value in found] == (theirs != 0).tolist()
+
+
+@pytest.mark.parametrize("kind", ["F32", "F64"])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, None])
+def test_one_odd_value_in_the_last_block_of_many_is_found(
+    kind: str, odd: float | None, tmp_path: Path
+) -> None:
+    dtype = "<f4" if kind == "F32" else "<f8"
+    values = np.zeros(2 * BLOCK_BYTES // np.dtype(dtype).itemsize + 3, dtype)
+    largest = np.finfo(dtype).max
+    values[-1] = largest if odd is None else odd
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(sound_file({"x": (kind, [len(values)], values.tobytes())}))
+    with TensorFile(path) as file:
+        assert file.scan("x") == (odd is None, True)
+    path.write_bytes(sound_file({"x": (kind, [len(values)], np.full_like(values, -0.0).tobytes())}))
+    with TensorFile(path) as file:
+        assert file.scan("x") == (True, False)
 
 
 def test_tensors_may_lie_in_any_order_and_at_any_alignment(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_a_command_about_the_store_loads_nothing_heavy(
     [
         (),
         ("add",),
+        ("convert",),
         ("ls",),
         ("show",),
         ("tag",),

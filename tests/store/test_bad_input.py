@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapterhub.formats.safetensors import BLOCK_VALUES
+from adapterhub.formats.safetensors import BLOCK_BYTES
 from adapterhub.store import Store
 from tests.cli.calling import call
 from tests.formats.raw import file_of, pair, sound_file, table_of
@@ -91,7 +91,7 @@ def one_value(value: float, dtype: torch.dtype, where: str = B, place: int = -1)
 
 def late_nan(folder: Path) -> None:
     """In the second block that is read of a large tensor, at the very end."""
-    values = np.zeros(BLOCK_VALUES + 4, "<f4")
+    values = np.zeros(BLOCK_BYTES // 4 + 4, "<f4")
     values[-1] = np.nan
     big = {"base_model.model.head.weight": ("F32", [len(values)], values.tobytes())}
     (folder / WEIGHTS).write_bytes(sound_file({**pair(Q), **big}))

@@ -52,14 +52,15 @@ def refs(home: Path) -> dict[str, str]:
 
 
 def journal(home: Path) -> list[dict[str, str | None]]:
-    """Every whole line of the journal."""
+    """Every whole line of the journal that tells of a change. What is left of a line that a crash tore is none."""
     path = home / "store" / "log" / "refs.jsonl"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines if line.strip()]
+    found = [json.loads(line) for line in lines if line.endswith(b"}")]
+    return [line for line in found if line["op"] not in ("done", "cancel")]
 
 
 def problems(home: Path) -> list[str]:
-    """What is wrong: refs that lead nowhere, documents and blobs whose bytes aren't those of their names."""
+    """What is wrong: refs that lead nowhere, documents and blobs (in the trash too) that aren't what their names say."""
     store, found = home / "store", []
     for name, text in refs(home).items():
         prefix, _, digits = text.strip().partition(":")
@@ -70,17 +71,28 @@ def problems(home: Path) -> list[str]:
         if not path.is_file():
             found.append(f"ref {name} leads to no manifest")
             continue
-        for entry in json.loads(path.read_bytes())["files"]:
+        document = path.read_bytes()
+        if sha256(document) != digits:
+            found.append(f"ref {name} leads to a damaged manifest")
+            continue
+        for entry in json.loads(document)["files"]:
             blob = at(store / "blobs", entry["digest"].removeprefix("sha256:"))
             if not blob.is_file():
                 found.append(f"{name} lacks {entry['path']}")
             elif blob.stat().st_size != entry["size"]:
                 found.append(f"{entry['path']} of {name} has another size")
-    shelved = [*store.glob("blobs/sha256/*/*"), *store.glob("manifests/sha256/*/*")]
+    places = ("", "trash/*/")
+    shelved = [
+        path
+        for place in places
+        for shelf in ("blobs", "manifests")
+        for path in store.glob(f"{place}{shelf}/sha256/*/*")
+    ]
     found += [
         f"{path} is on the wrong shelf" for path in shelved if path.parent.name != path.name[:2]
     ]
-    named = [*shelved, *store.glob("attestations/*/*")]
+    told = [path for place in places for path in store.glob(f"{place}attestations/*/*")]
+    named = [*shelved, *told]
     found += [
         f"{path} isn't what its name says"
         for path in named

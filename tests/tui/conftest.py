@@ -22,7 +22,7 @@ def sample_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sample")
     store = Store.open(root / "home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adapterhub.store.store.now", lambda *_: "2026-01-01T12:00:00+00:00")
+        patch.setattr("adapterhub.store.attestations.now", lambda *_: "2026-01-01T12:00:00+00:00")
         fill(store, root)
     for place, (name, _) in enumerate(store.refs.all()):
         set_added(store, str(name), NOON + place * DAY)

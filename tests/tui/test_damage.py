@@ -50,7 +50,7 @@ async def test_a_damaged_manifest_marks_its_row_and_hides_no_other(
         await pilot.press("down")
         await settled(pilot)
         assert "has changed on disk" in told(app)
-        assert "Delete that file, then add the adapter again" in told(app)
+        assert "adapterhub fsck --repair" in told(app)
         await pilot.press("y", "up")
         await settled(pilot)
         assert "ties" in told(app)
@@ -102,13 +102,13 @@ async def test_damaged_weights_say_so_in_the_detail_pane(
         assert "inside adapterhub" not in told(app), "it is told as what it is, not as a bug"
 
 
-async def test_a_damaged_attestation_says_what_to_delete(app: AdapterHubApp, store: Store) -> None:
+async def test_a_damaged_attestation_says_what_to_do(app: AdapterHubApp, store: Store) -> None:
     folder = store.layout.attestations(store.resolve("desk/both").digest)
     overwrite(next(folder.iterdir()), b"[]")
     async with app.run_test(size=USUAL) as pilot:
         await settled(pilot)
         assert "has changed on disk" in told(app)
-        assert "Delete that file." in told(app)
+        assert "adapterhub fsck --repair" in told(app)
 
 
 async def test_a_store_deleted_while_open_is_an_empty_one(app: AdapterHubApp, store: Store) -> None:

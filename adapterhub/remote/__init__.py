@@ -1,0 +1,1 @@
+"""Adapters that lie elsewhere: repositories on the Hugging Face Hub."""

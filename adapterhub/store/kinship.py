@@ -1,0 +1,173 @@
+"""Who was made from whom, and who depends on a base: the graph that provenance draws."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from adapterhub.store.belonging import Belongs, WantedBase
+from adapterhub.store.shapes import Fitting
+from adapterhub.words import short
+
+MOST = 10_000
+"""Adapters in one answer: provenance is other people's word, and a graph of it must end."""
+
+
+@dataclass(frozen=True)
+class Relative:
+    """An adapter in a lineage. Not `here`: something was made from it, and this store hasn't got it."""
+
+    digest: str
+    names: tuple[str, ...]
+    here: bool
+    made: str
+    """`merged (ties)`, `trained`, `imported`; empty where nobody said."""
+    called: str
+    """The name it had for who made something from it."""
+
+    @property
+    def label(self) -> str:
+        """A name of today, else the short digest, with the name of that day."""
+        if self.names:
+            return self.names[0]
+        return f"@{short(self.digest)}" + (f" ({self.called})" if self.called else "")
+
+
+class Edge(NamedTuple):
+    """`child` was made from `parent`; `position` is its place among the parents."""
+
+    child: str
+    parent: str
+    position: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The ancestors and descendants of `digest`, itself among the relatives."""
+
+    digest: str
+    relatives: dict[str, Relative]
+    edges: tuple[Edge, ...]
+
+    def parents(self, digest: str) -> list[str]:
+        """Digests it was made from, in order."""
+        return [edge.parent for edge in self.edges if edge.child == digest]
+
+    def children(self, digest: str) -> list[str]:
+        """Digests of what was made from it."""
+        return [edge.child for edge in self.edges if edge.parent == digest]
+
+
+@dataclass(frozen=True)
+class Affected:
+    """An adapter that depends on a base: by itself, or (`parent`) through what it was made from."""
+
+    digest: str
+    names: tuple[str, ...]
+    how: Belongs | Literal["descendant"]
+    why: str
+    parent: str | None = None
+
+
+def lineage(db: sqlite3.Connection, digest: str) -> Lineage:
+    """Everything `digest` was made from, and everything made from it, whatever the number of steps."""
+    edges: dict[tuple[str, str, int], Edge] = {}
+    seen = {digest}
+    for query in (_PARENTS, _CHILDREN):
+        front = [digest]
+        walked = {digest}
+        while front and len(seen) < MOST:
+            following = []
+            for one in front:
+                for row in db.execute(query, (one,)):
+                    edge = Edge(*row)
+                    edges[edge.child, edge.parent, edge.position] = edge
+                    other = edge.parent if query is _PARENTS else edge.child
+                    if other not in walked:
+                        walked.add(other)
+                        following.append(other)
+            seen |= set(following)
+            front = following
+    ordered = sorted(edges.values(), key=lambda edge: (edge.child, edge.position, edge.parent))
+    return Lineage(digest, {one: _relative(db, one) for one in seen}, tuple(ordered))
+
+
+def affected_by(db: sqlite3.Connection, base: WantedBase) -> list[Affected]:
+    """The adapters that a change of `base` invalidates: made for it or checked against it, and what was made from those.
+
+    The shapes must have been read (`fill_shapes`) for candidates to be found.
+    """
+    found: dict[str, Affected] = {}
+    shapes = Fitting(db, base.model) if base.model is not None else None
+    checked = {
+        identity: how
+        for identity, how, fingerprint in db.execute("SELECT adapter, how, fingerprint FROM based")
+        if fingerprint in base.fingerprints
+    }
+    rows = db.execute(
+        """SELECT id, digest, base, revision, claimed, fingerprint, shape
+           FROM adapters WHERE kind NOTNULL ORDER BY digest"""
+    ).fetchall()
+    for row in map(_Row._make, rows):
+        belongs = base.belongs(row, shapes)
+        if row.id in checked:
+            found[row.digest] = _affected(db, row.digest, "equal", checked[row.id])
+        elif belongs in ("equal", "claimed", "candidate"):
+            why = row.claimed or row.base or ""
+            found[row.digest] = _affected(db, row.digest, belongs, f"claims {why}")
+    front = list(found)
+    while front:
+        following = []
+        for one in front:
+            for row in db.execute(_CHILDREN, (one,)):
+                edge = Edge(*row)
+                if edge.child not in found:
+                    found[edge.child] = _affected(
+                        db, edge.child, "descendant", edge.how, parent=one
+                    )
+                    following.append(edge.child)
+        front = following
+    return list(found.values())
+
+
+class _Row(NamedTuple):
+    id: int
+    digest: str
+    base: str | None
+    revision: str | None
+    claimed: str | None
+    fingerprint: str | None
+    shape: int | None
+
+
+_PARENTS = """SELECT digest, parent, position, how FROM parents JOIN adapters ON id = adapter
+              WHERE digest = ? ORDER BY position"""
+_CHILDREN = """SELECT digest, parent, position, how FROM parents JOIN adapters ON id = adapter
+               WHERE parent = ? ORDER BY digest, position"""
+
+
+def _affected(
+    db: sqlite3.Connection, digest: str, how: Any, why: str, parent: str | None = None
+) -> Affected:
+    return Affected(digest, names_of(db, digest), how, why, parent)
+
+
+def _relative(db: sqlite3.Connection, digest: str) -> Relative:
+    row = db.execute("SELECT event, method FROM adapters WHERE digest = ?", (digest,)).fetchone()
+    called = db.execute("SELECT name FROM parents WHERE parent = ? LIMIT 1", (digest,)).fetchone()
+    event, method = row or (None, None)
+    made = f"{event} ({method})" if event and method else event or ""
+    return Relative(
+        digest, names_of(db, digest), row is not None, made, called[0] if called else ""
+    )
+
+
+def names_of(db: sqlite3.Connection, digest: str) -> tuple[str, ...]:
+    """The names of an adapter, in order."""
+    rows: Iterable[tuple[str]] = db.execute(
+        "SELECT label FROM names WHERE digest = ? ORDER BY namespace, name, tag", (digest,)
+    )
+    return tuple(label for (label,) in rows)

@@ -1,0 +1,151 @@
+"""Leases: what a server, merge or export is using right now, so that no collection takes it away under them.
+
+A lease is a small file that names its process. It goes when the work ends; one whose process is gone (killed, or from
+before the machine was started) is stale and protects nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+
+from adapterhub.errors import NotFoundError, StoreDamagedError
+from adapterhub.fsio import is_read_only, write_file
+from adapterhub.store.journal import now
+from adapterhub.store.layout import Layout
+from adapterhub.store.locks import locked
+from adapterhub.store.trash import Trash
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who uses which adapters. `boot`, `space` and `started` tell a process from a later one with the same number."""
+
+    kind: str
+    digests: tuple[str, ...]
+    about: str
+    created: str
+    pid: int
+    host: str
+    boot: str
+    space: str
+    started: int
+    id: str = ""
+
+    def stale(self) -> str | None:
+        """Why this lease protects nothing any more, or None. A process of another machine is taken to be alive."""
+        if self.host != socket.gethostname():
+            return None
+        if self.boot != _boot():
+            return "the machine was started again since"
+        if self.space != _space():  # another container: its processes can't be seen from here
+            return None
+        if _started(self.pid) != self.started:
+            return f"its process {self.pid} is gone"
+        return None
+
+
+class Leases:
+    """The leases of one store."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    @contextmanager
+    def held(self, kind: str, digests: Sequence[str], about: str) -> Iterator[None]:
+        """Protects these adapters while the block runs. A store that can't be written needs no protection.
+
+        Those that a collection has just taken come back from the trash, which may not last as long as the block.
+        """
+        lease = Lease(
+            kind, tuple(digests), about, now(), os.getpid(), socket.gethostname(),
+            _boot(), _space(), _started(os.getpid()), f"{kind}-{secrets.token_hex(6)}",
+        )  # fmt: skip
+        path = self._layout.leases / f"{lease.id}.json"
+        try:
+            with locked(self._layout.lock, exclusive=False):
+                write_file(path, json.dumps(asdict(lease)).encode(), self._layout.tmp)
+                for digest in digests:
+                    with suppress(NotFoundError):  # whoever reads the adapter says so better
+                        Trash(self._layout).restore(digest)
+        except OSError as error:
+            if not is_read_only(error):
+                raise
+            yield
+            return
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def all(self) -> list[Lease]:
+        """Every lease. StoreDamagedError for one that can't be read: what it protects is unknown."""
+        found = []
+        for path in self.paths():
+            with suppress(FileNotFoundError):  # it has just ended
+                found.append(self.read(path))
+        return found
+
+    def paths(self) -> list[Path]:
+        """The files of all leases."""
+        return sorted(self._layout.leases.glob("*.json")) if self._layout.leases.is_dir() else []
+
+    def read(self, path: Path) -> Lease:
+        """One lease; StoreDamagedError where the file is none."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Lease)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise StoreDamagedError(
+                f"The lease {path.name} can't be read.",
+                why=f"{path}: {error}. What it protects is unknown.",
+                hint="Set it aside: adapterhub fsck --repair",
+            ) from None
+
+    def live(self) -> list[Lease]:
+        """Those that protect something."""
+        return [lease for lease in self.all() if lease.stale() is None]
+
+
+def _boot() -> str:
+    """Names this start of the machine; empty where the system doesn't say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _space() -> str:
+    """Names the set of processes this one can see: containers have their own."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int:
+    """When a process was started, in clock ticks since boot; 0 where there is none, 1 where the system doesn't say."""
+    try:
+        # The second field is the program's name in brackets, which may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])  # dead, and nobody has asked how
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    except (OSError, ValueError, IndexError):
+        return 1
+    if Path("/proc/self/stat").exists():
+        return 0
+    try:  # no /proc: macOS
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return 0
+    except PermissionError:
+        pass
+    return 1
