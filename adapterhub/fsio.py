@@ -92,6 +92,15 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_names(folder: Path, top: Path) -> None:
+    """Makes the entries of `folder` durable, and those that lead there from `top`: whoever made them may have died before."""
+    while True:
+        fsync_directory(folder)
+        if folder == top:
+            return
+        folder = folder.parent
+
+
 def make_directory(path: Path) -> None:
     """`mkdir -p`, with every new entry made durable."""
     missing = []
@@ -178,7 +187,7 @@ def publish(temporary: Path, path: Path) -> None:
     with disk_errors(path):
         make_directory(path.parent)
         os.replace(temporary, path)
-        fsync_directory(path.parent)
+        flush_names(path.parent, Path(os.path.commonpath([temporary, path])))
 
 
 def clone_or_copy(source: Path, target: Path) -> None:

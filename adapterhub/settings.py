@@ -42,10 +42,12 @@ def read_settings(path: Path) -> Settings:
         raise UsageError(
             f"{path} can't be used.", why=str(error), hint="Mend that file."
         ) from error
-    for text in (settings.store.grace, settings.store.trash):
-        duration(text, f"in {path}")
+    duration(settings.store.grace, f"for store.grace in {path}")
+    duration(settings.store.trash, f"for store.trash in {path}")
     if settings.store.keep_releases < 0:
-        raise UsageError(f"keep_releases in {path} must be 0 or more.", hint="Mend that file.")
+        raise UsageError(
+            f"store.keep_releases in {path} must be 0 or more.", hint="Mend that file."
+        )
     return settings
 
 

@@ -39,8 +39,10 @@ def gc(
     `adapterhub undo` brings it back for as long as the trash keeps it. The defaults are 14d and 30d, or what config.toml says.
     """
     settings = ctx.store.settings.store
-    keep = duration(grace or settings.grace, "for --grace")
-    keep_trash = duration(trash_grace or settings.trash, "for --trash-grace")
+    keep = duration(settings.grace if grace is None else grace, "for --grace")
+    keep_trash = duration(
+        settings.trash if trash_grace is None else trash_grace, "for --trash-grace"
+    )
     if dry_run:
         plan = make_plan(ctx.store, grace=keep, trash_grace=keep_trash)
         _report(ctx, Collected(plan, None), dry_run=True)

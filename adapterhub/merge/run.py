@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import ConflictError
@@ -16,9 +17,9 @@ from adapterhub.merge.engine import Engine, MergedAdapter
 from adapterhub.merge.recipe import Recipe
 from adapterhub.merge.result import parents_dtype, write_folder
 from adapterhub.names import Name, parse_name, slug
-from adapterhub.runs import running
+from adapterhub.runs import Run, running
 from adapterhub.same_base import SharedBase, shared_base
-from adapterhub.store import Resolved, Store
+from adapterhub.store import Added, Resolved, Store
 from adapterhub.words import short
 
 ProgressFactory = Callable[[str, float], AbstractContextManager[Any]]
@@ -68,33 +69,49 @@ def merge(
     there = _already_there(store, target, recipe, move)
     if there is not None:
         return there
-    with (
-        store.leases.held("merge", [parent.digest for parent in parents], f"into {target}"),
-        running(store.runs_dir, "merge", {"name": str(target), **recipe.document()}) as run,
-    ):
-        folder = run.path / "adapter"
-        with opened(store, parents, "merged") as adapters:
+    record = {"name": str(target), **recipe.document()}
+    added: Added | None = None
+    try:
+        with (
+            store.leases.held("merge", [parent.digest for parent in parents], f"into {target}"),
+            running(store.runs_dir, "merge", record) as run,
+            opened(store, parents, "merged") as adapters,
+            _scratch(run) as folder,
+        ):
             dtype = recipe.dtype or parents_dtype(adapters)
             _warn_of_precision(adapters, dtype, warn)
             merged = _compute(recipe, adapters, workers, progress)
-            folder.mkdir()
-            try:
-                write_folder(folder, merged, adapters, base.claim, dtype)
-                report = _report(merged)
-                added = store.add_folder(
-                    folder,
-                    name=str(target),
-                    move=move,
-                    provenance=_provenance(recipe, parents, base, report),
-                    attestations=_inherited(base),
-                    op="merge",
-                    why=f"merge {' '.join(parent.label for parent in parents)} --method {recipe.method}",
-                    note=note,
-                )
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        run.event("stored", name=str(target), digest=added.digest, energy_kept=merged.energy_kept)
+            write_folder(folder, merged, adapters, base.claim, dtype)
+            report = _report(merged)
+            added = store.add_folder(
+                folder,
+                name=str(target),
+                move=move,
+                provenance=_provenance(recipe, parents, base, report),
+                attestations=_inherited(base),
+                op="merge",
+                why=f"merge {' '.join(parent.label for parent in parents)} --method {recipe.method}",
+                note=note,
+            )
+            run.event(
+                "stored", name=str(target), digest=added.digest, energy_kept=merged.energy_kept
+            )
+    except KeyboardInterrupt:
+        if added is None:
+            raise
+        raise KeyboardInterrupt(f"{target} was in the store already, and stays.") from None
     return MergeOutcome(target, added.digest, added.manifest, added.created, report)
+
+
+@contextmanager
+def _scratch(run: Run) -> Iterator[Path]:
+    """A folder for the result until it is in the store."""
+    folder = run.path / "adapter"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compute(
@@ -107,8 +124,14 @@ def _compute(
 
 
 def _already_there(store: Store, target: Name, recipe: Recipe, move: bool) -> MergeOutcome | None:
-    digest = store.refs.read(target)
-    if digest is None or move:
+    if store.refs.read(target) is None or move:
+        return None
+    with (
+        store.writing(),
+        store.refs.changing(),
+    ):  # what a crash left is ended, and durable, before it is told of
+        digest = store.refs.read(target)
+    if digest is None:
         return None
     for attestation in store.attestations(digest):
         if attestation.type == "provenance" and attestation.body.get("recipe") == recipe.document():

@@ -25,7 +25,7 @@ from adapterhub.formats.peft import (
 )
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import TensorFile
-from adapterhub.fsio import Staged, stage_bytes, stage_copy
+from adapterhub.fsio import Staged, flush_names, stage_bytes, stage_copy
 from adapterhub.manifest import (
     Attestation,
     AttestationType,
@@ -34,9 +34,10 @@ from adapterhub.manifest import (
     make_manifest,
 )
 from adapterhub.names import Name, parse_name
-from adapterhub.store.blobs import Blobs, hash_file
+from adapterhub.store.blobs import Blobs, hash_file, touched
 from adapterhub.store.cachefile import CacheFile
 from adapterhub.store.layout import Layout
+from adapterhub.store.places import Places
 from adapterhub.store.recognising import recognise, remember
 from adapterhub.store.refs import Refs
 from adapterhub.store.trash import Trash
@@ -61,6 +62,7 @@ class Adding:
     blobs: Blobs
     refs: Refs
     bases: BaseRegistry
+    places: Places
     cache: CacheFile
     attest: Callable[[str, AttestationType, Mapping[str, Any]], Attestation]
     attestations: Callable[[str], list[Attestation]]
@@ -88,7 +90,7 @@ class Adding:
         model = self.bases.open(base) if base is not None else None
         if model is None and provenance is None and not attestations:
             known = recognise(source, self.layout, self.blobs, self.cache)
-            if known is not None:
+            if known is not None and self._kept(known):
                 return self._again(known, target, move=move, why=why or f"add {folder}", note=note)
         began = time.time()
         staged: dict[str, Staged] = {}
@@ -133,6 +135,8 @@ class Adding:
             self.blobs.write_document(self.layout.manifest(manifest.digest), manifest.data)
             for kind, statement in statements:
                 self.attest(manifest.digest, kind, statement)
+            if body.get("event") == "imported":  # else the folder is a passing one
+                self.places.remember(manifest.digest, folder)
             with self.refs.changing() as change:  # held briefly: the copies were made without it
                 created = change.set(
                     target, manifest.digest, op=op, why=why or f"add {folder}", move=move
@@ -145,6 +149,16 @@ class Adding:
         finally:
             for copy in staged.values():
                 copy.path.unlink(missing_ok=True)
+
+    def _kept(self, known: Manifest) -> bool:
+        """Whether all that an addition writes is there, and durably: whoever wrote it may have died before the end."""
+        told = {attestation.type for attestation in self.attestations(known.digest)}
+        files = [self.layout.blob(entry.digest) for entry in known.files]
+        files.append(self.layout.manifest(known.digest))
+        if "provenance" not in told or not all(map(touched, files)):
+            return False
+        flush_names(self.layout.attestations(known.digest), self.layout.store)
+        return True
 
     def _again(
         self, known: Manifest, target: Name, *, move: bool, why: str, note: Callable[[str], None]

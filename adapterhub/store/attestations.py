@@ -8,7 +8,7 @@ from typing import Any
 
 from adapterhub.canonical import DIGEST_PREFIX, digest_of
 from adapterhub.errors import StoreDamagedError
-from adapterhub.fsio import make_directory
+from adapterhub.fsio import flush_names, make_directory
 from adapterhub.manifest import (
     Attestation,
     AttestationType,
@@ -56,10 +56,16 @@ class Attestations:
         with locked(self._layout.attested, exclusive=True):
             for known in self.of(digest):
                 if known.type == kind and known.document["body"] == dict(body):
+                    self._flush(digest)  # whoever wrote it may have died before doing so
                     return known
             attestation = make_attestation(digest, kind, body, now("microseconds"))
             self._write(attestation)
         return attestation
+
+    def _flush(self, digest: str) -> None:
+        folder = self._layout.attestations(digest)
+        if folder.is_dir():
+            flush_names(folder, self._layout.store)
 
     def _write(self, attestation: Attestation) -> None:
         # The line comes first: one without a file costs the catalogue a look, a file without one would be missed.

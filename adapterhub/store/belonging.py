@@ -86,9 +86,7 @@ def wanted_base(db: sqlite3.Connection, bases: BaseRegistry, text: str) -> Wante
         if found is not None:
             record = next((r for r in records if r["fingerprint"] == found), {})
             model = _open(bases, record)
-            return _wanted(
-                db, text, record.get("repo"), record.get("revision"), {found}, model
-            )
+            return _wanted(db, text, record.get("repo"), record.get("revision"), {found}, model)
     repo, _, revision = text.partition("@")
     if not looks_like_repo(repo):
         raise NotFoundError(

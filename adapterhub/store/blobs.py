@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import StoreDamagedError
-from adapterhub.fsio import CHUNK, Staged, fsync_directory, publish, write_file
+from adapterhub.fsio import CHUNK, Staged, flush_names, publish, write_file
 from adapterhub.store.cachefile import CacheFile
 from adapterhub.store.layout import Layout
 from adapterhub.store.seen import mark_verified, verified_at
@@ -93,7 +93,7 @@ def touched(path: Path) -> bool:
             os.utime(path)
         except PermissionError:
             return False
-    fsync_directory(path.parent)  # whoever put it there may have died before doing so
+    flush_names(path.parent, path.parents[3])  # whoever put it there may have died before doing so
     return True
 
 

@@ -211,9 +211,9 @@ def _manifests(store: Store) -> dict[str, Manifest]:
         wrong.append(f"{store.layout.journal}: line {some([str(line) for line in lines])}")
     for name in store.refs.names():
         try:
-            digest = store.refs.read(name)
-            if digest is not None and digest not in found:
-                store.manifest(digest)
+            meant = store.refs.read(name)
+            if meant is not None and meant not in found:
+                store.manifest(meant)
         except AdapterHubError as error:
             wrong.append(f"{name}: {error.what} {error.why}")
     for path in store.leases.paths():

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -165,25 +166,37 @@ class Journal:
 def append_lines(path: Path, data: bytes, *, durable: bool = True) -> int:
     """Appends whole lines to a journal and returns the length it had; on failure it has that length again."""
     with disk_errors(path), open_shared(path) as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
-            if (
-                file.read(1) != b"\n"
-            ):  # a crash left half a line: close it, so that this one can be read
-                data = b"\n" + data
+        length = file.seek(0, os.SEEK_END)
+        end = _end_of_lines(file, length)
+        if (
+            end < length
+        ):  # a crash left half a line, or a whole one without its end: nobody was told of it
+            file.truncate(end)
+        file.seek(end)
         try:
             file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+                fsync_directory(path.parent)
         except BaseException:
             with suppress(OSError):
                 os.truncate(path, end)
             raise
-    if not end:
-        fsync_directory(path.parent)
     return end
+
+
+def _end_of_lines(file: BinaryIO, length: int) -> int:
+    """Where the last line that was ended ends."""
+    end = length
+    while end:
+        begin = max(0, end - _TAIL)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
 
 
 def new_id() -> str:

@@ -74,25 +74,21 @@ class Affected:
 
 def lineage(db: sqlite3.Connection, digest: str) -> Lineage:
     """Everything `digest` was made from, and everything made from it, whatever the number of steps."""
-    edges: dict[tuple[str, str, int], Edge] = {}
     seen = {digest}
     for query in (_PARENTS, _CHILDREN):
-        front = [digest]
-        walked = {digest}
+        walked, front = {digest}, [digest]
         while front and len(seen) < MOST:
-            following = []
-            for one in front:
-                for row in db.execute(query, (one,)):
-                    edge = Edge(*row)
-                    edges[edge.child, edge.parent, edge.position] = edge
-                    other = edge.parent if query is _PARENTS else edge.child
-                    if other not in walked:
-                        walked.add(other)
-                        following.append(other)
-            seen |= set(following)
-            front = following
-    ordered = sorted(edges.values(), key=lambda edge: (edge.child, edge.position, edge.parent))
-    return Lineage(digest, {one: _relative(db, one) for one in seen}, tuple(ordered))
+            edges = [Edge(*row) for one in front for row in db.execute(query, (one,))]
+            others = [edge.parent if query is _PARENTS else edge.child for edge in edges]
+            front = [other for other in dict.fromkeys(others) if other not in walked]
+            walked |= set(front)
+            seen |= set(front)
+    among = [Edge(*row) for one in sorted(seen) for row in db.execute(_PARENTS, (one,))]
+    return Lineage(
+        digest,
+        {one: _relative(db, one) for one in sorted(seen)},
+        tuple(edge for edge in among if edge.parent in seen),
+    )
 
 
 def affected_by(db: sqlite3.Connection, base: WantedBase) -> list[Affected]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapterhub.errors import StoreLockedError, UsageError
+from adapterhub.fsio import is_read_only
 
 WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -48,9 +49,10 @@ def locked(path: Path, *, exclusive: bool, wait: float | None = None) -> Iterato
 def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except (
-        PermissionError
-    ):  # somebody else's file in a store that we may change: a lock needs no right to write
+    except OSError as error:
+        # Somebody else's file in a store that we may change, or a store mounted read-only: a lock needs no right to write.
+        if not is_read_only(error):
+            raise
         return os.open(path, os.O_RDONLY)
 
 

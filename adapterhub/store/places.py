@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from adapterhub.errors import AdapterHubError
 from adapterhub.store.journal import append_lines
 from adapterhub.store.layout import Layout
 
@@ -25,7 +26,7 @@ class Places:
         line = {"digest": digest, "folder": os.fsdecode(folder.absolute())}
         if line["folder"] in self.of(digest):
             return
-        with suppress(OSError):
+        with suppress(OSError, AdapterHubError):
             append_lines(self._path, json.dumps(line).encode() + b"\n", durable=False)
 
     def of(self, digest: str) -> list[str]:

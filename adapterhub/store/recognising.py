@@ -12,7 +12,7 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.formats.folders import Source
 from adapterhub.formats.peft import WEIGHTS_NAME
 from adapterhub.manifest import Manifest, parse_manifest
-from adapterhub.store.blobs import Blobs, touched
+from adapterhub.store.blobs import Blobs
 from adapterhub.store.cachefile import CacheFile
 from adapterhub.store.catalogue import Catalogue
 from adapterhub.store.layout import Layout
@@ -29,9 +29,9 @@ def recognise(source: Source, layout: Layout, blobs: Blobs, cache: CacheFile) ->
         digests[path] = digest
     for manifest in _with_file(digests.get(WEIGHTS_NAME, ""), layout):
         if {entry.path: entry.digest for entry in manifest.files} == digests and all(
-            blobs.intact(digest) and touched(layout.blob(digest)) for digest in digests.values()
+            blobs.intact(digest) for digest in digests.values()
         ):
-            return manifest if touched(layout.manifest(manifest.digest)) else None
+            return manifest
     return None
 
 

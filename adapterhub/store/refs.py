@@ -16,7 +16,7 @@ from pathlib import Path
 
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import AdapterHubError, ConflictError, NotFoundError, StoreDamagedError
-from adapterhub.fsio import fsync_directory, make_directory, write_file
+from adapterhub.fsio import flush_names, fsync_directory, make_directory, write_file
 from adapterhub.names import Name, is_name_part, parse_name
 from adapterhub.store.journal import CANCEL, DONE, Change, Journal, new_id, now
 from adapterhub.store.layout import NO_NAMESPACE, Layout
@@ -193,12 +193,22 @@ class Transaction:
             Move(parse_name(change.ref), change.before, change.after) for change in operation.refs
         ]
         if all(self._now(move.name) == move.after for move in moves):
+            self._flush(moves)
             self._close(DONE, operation.id)
             return
         for move in moves:
             if self._now(move.name) == move.after:
                 self._put(move.name, move.before)
+        self._flush(moves)
         self._close(CANCEL, operation.id)
+
+    def _flush(self, moves: Sequence[Move]) -> None:
+        """Makes durable what the refs say now: whoever wrote them may have died before."""
+        for move in moves:
+            folder = self._layout.ref(move.name).parent
+            while not folder.is_dir():
+                folder = folder.parent
+            flush_names(folder, self._layout.store)
 
     def _close(self, op: str, operation: str) -> None:
         """Says how an operation ended. Losing this line loses nothing: the next writer comes to the same end."""

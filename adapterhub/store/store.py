@@ -32,6 +32,8 @@ from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import TensorFile
 from adapterhub.fsio import (
     Staged,
+    flush_names,
+    fsync_directory,
     is_read_only,
     make_directory,
     new_folder,
@@ -311,12 +313,13 @@ class Store:
                 self.blobs,
                 self.refs,
                 self.bases,
+                self.places,
                 self.cache,
                 self.attest,
                 self.attestations,
                 self.known_fingerprint,
             )
-            added = adding.run(
+            return adding.run(
                 folder,
                 source=source,
                 name=name,
@@ -330,11 +333,6 @@ class Store:
                 note=note,
                 verify=verify,
             )
-        if (provenance or {}).get(
-            "event", "imported"
-        ) == "imported":  # else the folder is a passing one
-            self.places.remember(added.digest, folder)
-        return added
 
     def attest(self, digest: str, kind: AttestationType, body: Mapping[str, Any]) -> Attestation:
         """Records something about an adapter; the same statement again changes nothing."""
@@ -419,6 +417,12 @@ class Store:
         if self.layout.version.exists() and self.layout.id.exists() and self.layout.tmp.is_dir():
             return
         make_directory(self.layout.tmp)
+        make_directory(self.layout.journal.parent)
+        flush_names(self.layout.store, self.layout.home)
+        with suppress(
+            PermissionError
+        ):  # a home that was given to us in a folder of somebody else's
+            fsync_directory(self.layout.home.parent)
         with locked(self.layout.lock, exclusive=True):
             for path, text in (
                 (self.layout.id, secrets.token_hex(16)),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from adapterhub.canonical import digest_of
 from adapterhub.errors import AdapterHubError, NotFoundError
-from adapterhub.fsio import fsync_directory, make_directory, write_file
+from adapterhub.fsio import flush_names, fsync_directory, make_directory, write_file
 from adapterhub.manifest import Manifest, parse_manifest
 from adapterhub.store.layout import Layout
 from adapterhub.words import short
@@ -68,12 +68,19 @@ class Trash:
 
     def take(self, trash: str, paths: Sequence[Path]) -> None:
         """Moves files and folders of the store into the trash; those that are there already stay."""
-        self._move((path, self._inside(trash, path)) for path in paths)
+        # Manifests first, and gone for good before what they name: what has a manifest is whole at every moment.
+        for group in self._manifests_and_others(paths):
+            self._move((path, self._inside(trash, path)) for path in group)
 
     def give_back(self, trash: str, paths: Sequence[Path]) -> None:
         """Moves them to where they were. What has come into the store again meanwhile stays as it is."""
-        # Manifests were taken first and come back last: what is in the store is whole at every moment.
-        self._move((self._inside(trash, path), path) for path in reversed(paths))
+        for group in reversed(self._manifests_and_others(paths)):
+            self._move((self._inside(trash, path), path) for path in group)
+
+    def _manifests_and_others(self, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+        manifests = [path for path in paths if path.is_relative_to(self._layout.manifests)]
+        others = [path for path in paths if not path.is_relative_to(self._layout.manifests)]
+        return manifests, others
 
     def require(self, digest: str) -> None:
         """Makes sure that the adapter is in the store, from the trash if need be; NotFoundError where it is in neither."""
@@ -132,15 +139,22 @@ class Trash:
         return self._layout.trash / trash / path.relative_to(self._layout.store)
 
     def _move(self, pairs: Iterable[tuple[Path, Path]]) -> None:
-        folders: set[Path] = set()
+        targets: set[Path] = set()
+        sources: set[Path] = set()
         for source, target in pairs:
-            if not source.exists() or target.exists():
+            if target.exists():
+                targets.add(target.parent)  # whoever moved it may have died before that was durable
+                continue
+            if not source.exists():
                 continue
             make_directory(target.parent)
             with suppress(FileNotFoundError):  # another process gives the same adapter back
                 source.rename(target)
-            folders |= {target.parent, source.parent}
-        for folder in sorted(folders):
+            targets.add(target.parent)
+            sources.add(source.parent)
+        for folder in sorted(targets):  # first where things have come to, then whence they are gone
+            flush_names(folder, self._layout.store)
+        for folder in sorted(sources):
             fsync_directory(folder)
 
 

@@ -50,7 +50,8 @@ def warm(folder: Path) -> None:
         ["add", str(two), "--name", "one", "--move"],
         *(["attest", "one", "x"], ["view", "one"], ["use", "one"], ["ls"], ["show", "one"]),
         *(["tag", "one", "b"], ["rollback", "one"], ["rm", "b", "--yes"], ["log"]),
-        *(["gc", "--grace", "0s", "--yes"], ["undo"], ["checkout", "one", str(folder / "out")]),
+        *(["gc", "--grace", "0s", "--yes"], ["gc", "--yes", "--json"], ["undo"]),
+        ["checkout", "one", str(folder / "out")],
     ):
         said = do(words)
         assert said.code == 0, (words, said)
