@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from adapterhub.canonical import DIGEST_PREFIX
-from adapterhub.errors import AdapterHubError, NotFoundError, StoreDamagedError
+from adapterhub.errors import AdapterHubError, NotFoundError, StoreDamagedError, UnsupportedError
 from adapterhub.fsio import remove
 from adapterhub.manifest import Manifest
 from adapterhub.settings import DAY
@@ -204,6 +204,8 @@ def _manifests(store: Store) -> dict[str, Manifest]:
     for digest, path in shelved(store.layout.manifests):
         try:
             found[digest] = store.manifest(digest)
+        except UnsupportedError:  # of a later version, which says by itself what to do
+            raise
         except AdapterHubError as error:
             wrong.append(f"{path}: {error.what}")
     lines = store.refs.journal.damaged()

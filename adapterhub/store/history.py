@@ -29,7 +29,9 @@ class Undone:
 
 def plan_undo(store: Store, count: int = 1) -> Undone:
     """What `undo(store, count)` would do now. Raises as it does; changes nothing."""
-    operations = store.refs.journal.operations()
+    half_done = store.refs.half_done()  # a crash left it; to a writer it is as if it had never been
+    going_back = {change.ref: change.before for change in half_done.refs} if half_done else {}
+    operations = [done for done in store.refs.journal.operations() if done != half_done]
     if count > len(operations):
         known = (
             f"The journal knows {len(operations)} operations."
@@ -53,7 +55,7 @@ def plan_undo(store: Store, count: int = 1) -> Undone:
     moves = []
     for ref, expected in after.items():
         name = parse_name(ref)
-        found = store.refs.read(name)
+        found = going_back[ref] if ref in going_back else store.refs.read(name)
         if found != expected:
             raise ConflictError(
                 f"{ref} can't be taken back: it is no longer what the journal says.",

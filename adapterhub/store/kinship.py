@@ -57,8 +57,9 @@ class Lineage:
         return [edge.parent for edge in self.edges if edge.child == digest]
 
     def children(self, digest: str) -> list[str]:
-        """Digests of what was made from it."""
-        return [edge.child for edge in self.edges if edge.parent == digest]
+        """Digests of what was made from it, in order of their names."""
+        found = {edge.child for edge in self.edges if edge.parent == digest}
+        return sorted(found, key=lambda child: (self.relatives[child].label, child))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,6 @@ def affected_by(db: sqlite3.Connection, base: WantedBase) -> list[Affected]:
 
     The shapes must have been read (`fill_shapes`) for candidates to be found.
     """
-    found: dict[str, Affected] = {}
     shapes = Fitting(db, base.model) if base.model is not None else None
     checked = {
         identity: how
@@ -105,27 +105,26 @@ def affected_by(db: sqlite3.Connection, base: WantedBase) -> list[Affected]:
     }
     rows = db.execute(
         """SELECT id, digest, base, revision, claimed, fingerprint, shape
-           FROM adapters WHERE kind NOTNULL ORDER BY digest"""
+           FROM adapters WHERE kind NOTNULL"""
     ).fetchall()
+    front = []
     for row in map(_Row._make, rows):
         belongs = base.belongs(row, shapes)
         if row.id in checked:
-            found[row.digest] = _affected(db, row.digest, "equal", checked[row.id])
+            front.append(_affected(db, row.digest, "equal", checked[row.id]))
         elif belongs in ("equal", "claimed", "candidate"):
-            why = row.claimed or row.base or ""
-            found[row.digest] = _affected(db, row.digest, belongs, f"claims {why}")
-    front = list(found)
+            why = f"claims {row.claimed or row.base or ''}"
+            front.append(_affected(db, row.digest, belongs, why))
+    found: dict[str, Affected] = {}
     while front:
-        following = []
-        for one in front:
-            for row in db.execute(_CHILDREN, (one,)):
-                edge = Edge(*row)
-                if edge.child not in found:
-                    found[edge.child] = _affected(
-                        db, edge.child, "descendant", edge.how, parent=one
-                    )
-                    following.append(edge.child)
-        front = following
+        front.sort(key=lambda one: (one.names or (one.digest,), one.digest))
+        found |= {one.digest: one for one in front}
+        edges = [Edge(*row) for one in front for row in db.execute(_CHILDREN, (one.digest,))]
+        following = {edge.child: edge for edge in reversed(edges) if edge.child not in found}
+        front = [
+            _affected(db, child, "descendant", edge.how, parent=edge.parent)
+            for child, edge in following.items()
+        ]
     return list(found.values())
 
 

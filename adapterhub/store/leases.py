@@ -39,10 +39,12 @@ class Lease:
     space: str
     started: int
     id: str = ""
+    machine: str = ""
+    """Tells machines of one name apart, where the system does."""
 
     def stale(self) -> str | None:
         """Why this lease protects nothing any more, or None. A process of another machine is taken to be alive."""
-        if self.host != socket.gethostname():
+        if (self.host, self.machine) != (socket.gethostname(), _machine()):
             return None
         if self.boot != _boot():
             return "the machine was started again since"
@@ -67,7 +69,7 @@ class Leases:
         """
         lease = Lease(
             kind, tuple(digests), about, now(), os.getpid(), socket.gethostname(),
-            _boot(), _space(), _started(os.getpid()), f"{kind}-{secrets.token_hex(6)}",
+            _boot(), _space(), _started(os.getpid()), f"{kind}-{secrets.token_hex(6)}", _machine(),
         )  # fmt: skip
         path = self._layout.leases / f"{lease.id}.json"
         try:
@@ -112,6 +114,14 @@ class Leases:
     def live(self) -> list[Lease]:
         """Those that protect something."""
         return [lease for lease in self.all() if lease.stale() is None]
+
+
+def _machine() -> str:
+    """Names this machine; empty where the system doesn't say."""
+    try:
+        return Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _boot() -> str:

@@ -18,7 +18,7 @@ from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import AdapterHubError, ConflictError, NotFoundError, StoreDamagedError
 from adapterhub.fsio import flush_names, fsync_directory, make_directory, write_file
 from adapterhub.names import Name, is_name_part, parse_name
-from adapterhub.store.journal import CANCEL, DONE, Change, Journal, new_id, now
+from adapterhub.store.journal import CANCEL, DONE, Change, Journal, Operation, new_id, now
 from adapterhub.store.layout import NO_NAMESPACE, Layout
 from adapterhub.store.locks import locked
 from adapterhub.words import did_you_mean, short
@@ -110,6 +110,22 @@ class Refs:
             transaction.take_back_unfinished()
             yield transaction
 
+    def now(self, name: Name) -> str | None:
+        """As `read`, but "damaged" where that can't be read: it is none of the digests it may be compared with."""
+        try:
+            return self.read(name)
+        except StoreDamagedError:
+            return "damaged"
+
+    def half_done(self) -> Operation | None:
+        """The operation that the next writer will take back: it has no end, and not all of its refs have changed."""
+        operation = self.journal.unfinished()
+        if operation is None or all(
+            self.now(parse_name(change.ref)) == change.after for change in operation.refs
+        ):
+            return None
+        return operation
+
     @contextmanager
     def unchanging(self) -> Iterator[None]:
         """Journal and refs agree while the block runs, as far as they ever do: nobody is between the two."""
@@ -192,15 +208,12 @@ class Transaction:
         moves = [
             Move(parse_name(change.ref), change.before, change.after) for change in operation.refs
         ]
-        if all(self._now(move.name) == move.after for move in moves):
-            self._flush(moves)
-            self._close(DONE, operation.id)
-            return
-        for move in moves:
-            if self._now(move.name) == move.after:
+        half_done = self._refs.half_done() is not None
+        for move in moves if half_done else ():
+            if self._refs.now(move.name) == move.after:
                 self._put(move.name, move.before)
         self._flush(moves)
-        self._close(CANCEL, operation.id)
+        self._close(CANCEL if half_done else DONE, operation.id)
 
     def _flush(self, moves: Sequence[Move]) -> None:
         """Makes durable what the refs say now: whoever wrote them may have died before."""
@@ -216,16 +229,10 @@ class Transaction:
             [Change(now(), _who(), op, "", None, None, "", new_id(), operation)], durable=False
         )
 
-    def _now(self, name: Name) -> str | None:
-        try:
-            return self._refs.read(name)
-        except StoreDamagedError:
-            return "damaged"
-
     def _put(self, name: Name, digest: str | None) -> None:
         """Makes the ref say `digest`, or removes it."""
         path = self._layout.ref(name)
-        if self._now(name) == digest:
+        if self._refs.now(name) == digest:
             return
         if digest is not None:
             write_file(path, f"{digest}\n".encode(), self._layout.tmp)
