@@ -50,8 +50,9 @@ check: setup ## the fast loop before every commit: format, lint, types, import c
 crash: setup ## every command killed and without power at every point; about an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --all
 
-bench-store: setup ## how fast a store of 10,000 adapters is listed, searched and catalogued
+bench-store: setup ## how fast a store of 10,000 adapters is searched, and bytes go in and are checked
 	$(BIN)/python -m tests.bench.bench_store
+	$(BIN)/python -m tests.bench.bench_bytes
 
 format: setup ## let ruff write the format and the fixes that are safe
 	$(BIN)/ruff check --fix-only

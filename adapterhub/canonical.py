@@ -20,7 +20,7 @@ MAX_DOCUMENT_BYTES = 16 * 2**20
 
 
 def canonical_bytes(document: Mapping[str, Any]) -> bytes:
-    """The one encoding of `document`. Raises FormatError for values JSON can't say (NaN, bytes, ...)."""
+    """The one encoding of `document`. Raises FormatError for what JSON can't say (NaN, bytes, ...) or is nested too deeply."""
     try:
         text = json.dumps(
             _normal(document),
@@ -30,7 +30,7 @@ def canonical_bytes(document: Mapping[str, Any]) -> bytes:
             allow_nan=False,
         )
         return text.encode("utf-8")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise FormatError("A document can't be written as JSON.", why=str(error)) from error
 
 

@@ -204,11 +204,21 @@ def is_safe_relative_path(path: str) -> bool:
     parts = path.split("/")
     return (
         0 < len(path) <= 1024
+        and is_unicode(path)
         and "\\" not in path
         and "\0" not in path
         and ":" not in parts[0]
         and all(part not in ("", ".", "..") for part in parts)
     )
+
+
+def is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can say and no file or file name can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _document(data: bytes, what: str, schema: str) -> dict[str, Any]:

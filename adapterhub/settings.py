@@ -38,7 +38,8 @@ def read_settings(path: Path) -> Settings:
         settings = msgspec.convert(tomllib.loads(path.read_text("utf-8")), Settings)
     except FileNotFoundError:
         return Settings()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        # Of ValueError, beside what isn't TOML and what isn't UTF-8: a number of more digits than Python converts.
         raise UsageError(
             f"{path} can't be used.", why=str(error), hint="Mend that file."
         ) from error

@@ -23,7 +23,7 @@ from adapterhub.fsio import in_words
 
 if TYPE_CHECKING:  # most of a command's start is imports; these come with the first use
     from adapterhub.store import Store
-    from adapterhub.store.catalogue import Catalogue
+    from adapterhub.store.catalogue.catalogue import Catalogue
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,7 +66,7 @@ class Context:
     @cached_property
     def catalogue(self) -> Catalogue:
         """The catalogue of that store, which is listed and searched without loading the rest."""
-        from adapterhub.store.catalogue import Catalogue
+        from adapterhub.store.catalogue.catalogue import Catalogue
         from adapterhub.store.layout import Layout, check_format, default_home
 
         layout = Layout(default_home().absolute())

@@ -10,11 +10,11 @@ import typer
 from adapterhub.base import BaseRegistry
 from adapterhub.cli.command import Context, command
 from adapterhub.errors import ExitCode, UsageError
-from adapterhub.store.belonging import WantedBase, wanted_base
-from adapterhub.store.kinship import Affected, Lineage, affected_by
-from adapterhub.store.kinship import lineage as family
-from adapterhub.store.shapes import fill_shapes
-from adapterhub.store.twins import Same, Twin, fill_prints, near_twins, same_content
+from adapterhub.store.catalogue.belonging import WantedBase, wanted_base
+from adapterhub.store.catalogue.kinship import Affected, Lineage, affected_by
+from adapterhub.store.catalogue.kinship import lineage as family
+from adapterhub.store.catalogue.shapes import fill_shapes
+from adapterhub.store.catalogue.twins import Same, Twin, fill_prints, near_twins, same_content
 from adapterhub.words import short
 
 if TYPE_CHECKING:

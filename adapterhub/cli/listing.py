@@ -11,7 +11,15 @@ import typer
 
 from adapterhub.cli.command import Context, command
 from adapterhub.errors import AdapterHubError, ExitCode, UsageError
-from adapterhub.store.search import SORTS, Found, Query, damage, parse_ranks, search, targets_of
+from adapterhub.store.catalogue.search import (
+    SORTS,
+    Found,
+    Query,
+    damage,
+    parse_ranks,
+    search,
+    targets_of,
+)
 from adapterhub.words import did_you_mean, human_count, human_size, short
 
 if TYPE_CHECKING:
@@ -182,7 +190,7 @@ def _unused(ctx: Context, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     from adapterhub.settings import duration
-    from adapterhub.store.use import in_use
+    from adapterhub.store.catalogue.use import in_use
 
     since = time.time() - duration(text, "for --unused")
     return {"unused_since": since, "in_use": in_use(ctx.store)}
@@ -195,7 +203,7 @@ def _bases(ctx: Context) -> BaseRegistry:
 
 
 def _read_shapes(ctx: Context, db: sqlite3.Connection) -> list[AdapterHubError]:
-    from adapterhub.store.shapes import fill_shapes
+    from adapterhub.store.catalogue.shapes import fill_shapes
 
     return fill_shapes(db, ctx.catalogue.layout, ctx.out.progress)
 
@@ -205,7 +213,7 @@ def _with_base(ctx: Context, db: sqlite3.Connection, query: Query, text: str | N
         return query
     from dataclasses import replace
 
-    from adapterhub.store.belonging import wanted_base
+    from adapterhub.store.catalogue.belonging import wanted_base
 
     return replace(query, base=wanted_base(db, _bases(ctx), text))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ PATTERN_SECONDS = 3.0
 """For all expressions of one configuration together."""
 
 _PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.-]+\Z")
+_OTHERWISE = re.compile(r"\{(?!\d*,?\d*\})|\[\^?\]?[^\]]*\[[:.=]")
 
 
 def match_pattern(
@@ -63,8 +65,9 @@ class PatternClock:
         try:
             if pattern not in self._compiled:
                 _check_size(pattern, len(self._compiled))
-                re.compile(pattern)  # what PEFT takes: no recursion, no fuzzy matching
-                self._compiled[pattern] = regex.compile(rf"(.*\.)?({pattern})$")
+                with warnings.catch_warnings(action="ignore"):
+                    re.compile(pattern)  # what PEFT takes: no recursion
+                    self._compiled[pattern] = regex.compile(rf"(.*\.)?({pattern})$")
             return bool(self._compiled[pattern].match(module, timeout=max(1e-3, self._left)))
         except (
             re.error,
@@ -86,7 +89,16 @@ class PatternClock:
 
 
 def _check_size(pattern: str, others: int) -> None:
-    """Refuses what would take memory or time before the first match: very long, very many, or multiplied repeats."""
+    """Refuses what would take memory or time before the first match: very long, very many, or multiplied repeats.
+
+    And what `regex` takes otherwise than `re`, with which PEFT reads it: fuzzy matching and classes such as [[:alpha:]].
+    """
+    if _OTHERWISE.search(pattern):
+        raise FormatError(
+            f"The pattern {pattern[:80]!r} in adapter_config.json can't be used.",
+            why="It has braces that are no repeat, or a set in a set.",
+            hint="Name the modules it means in full.",
+        )
     counts = re.findall(r"\{(\d{0,9})(?:,(\d{0,9}))?\}", pattern)
     repeats = math.prod(max(int(low or 1), int(high or 1)) or 1 for low, high in counts)
     if len(pattern) > MAX_PATTERN or others >= MAX_PATTERNS or repeats > MAX_REPEATS:

@@ -17,7 +17,7 @@ from typing import Any
 from adapterhub.canonical import parse_object
 from adapterhub.errors import FormatError
 from adapterhub.formats.patterns import PatternClock, match_pattern
-from adapterhub.manifest import BaseClaim, is_commit
+from adapterhub.manifest import BaseClaim, is_commit, is_unicode
 
 CONFIG_NAME = "adapter_config.json"
 MAX_TEXT = 4096
@@ -98,7 +98,7 @@ def parse_config(document: Mapping[str, Any]) -> PeftConfig:
     low_rank = kind.upper() in ("LORA", "ADALORA")
     claimed = document.get("base_model_name_or_path")
     claimed = claimed if isinstance(claimed, str) else ""
-    if len(claimed) > MAX_TEXT or (not claimed.isascii() and not _is_unicode(claimed)):
+    if len(claimed) > MAX_TEXT or not is_unicode(claimed):
         raise FormatError(
             "adapter_config.json: base_model_name_or_path can't be used.",
             why=f"It is too long (over {MAX_TEXT} characters), or it is no Unicode text.",
@@ -144,14 +144,6 @@ def _variants(document: Mapping[str, Any], use_dora: bool) -> tuple[str, ...]:
             f"{init} initialisation (its factors fit a changed base; save it converted to plain LoRA)"
         )
     return tuple(found)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and no file can hold
-        return False
-    return True
 
 
 def _is_finite(value: object) -> bool:

@@ -41,10 +41,9 @@ def read_single(weights: Path) -> tuple[dict[str, Path | bytes], list[str]]:
         return {WEIGHTS_NAME: weights, CONFIG_NAME: beside}, []
     _refuse_pipelines(weights, tensors)
     if METADATA_KEY in metadata:
-        document, notes = _unprefixed(
-            parse_object(metadata[METADATA_KEY].encode(), f"{METADATA_KEY} in {weights.name}"),
-            tensors,
-        )
+        text = metadata[METADATA_KEY].encode("utf-8", "surrogatepass")  # no text is no JSON either
+        found = parse_object(text, f"{METADATA_KEY} in {weights.name}")
+        document, notes = _unprefixed(found, tensors)
         return {WEIGHTS_NAME: weights, CONFIG_NAME: canonical_bytes(document)}, notes
     if not beside.is_file():
         raise NotFoundError(

@@ -35,7 +35,7 @@ from adapterhub.manifest import (
 )
 from adapterhub.names import Name, parse_name
 from adapterhub.store.blobs import Blobs, hash_file, touched
-from adapterhub.store.cachefile import CacheFile
+from adapterhub.store.catalogue.cachefile import CacheFile
 from adapterhub.store.layout import Layout
 from adapterhub.store.places import Places
 from adapterhub.store.recognising import recognise, remember

@@ -10,9 +10,9 @@ from pathlib import Path
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import StoreDamagedError
 from adapterhub.fsio import CHUNK, Staged, flush_names, publish, write_file
-from adapterhub.store.cachefile import CacheFile
+from adapterhub.store.catalogue.cachefile import CacheFile
+from adapterhub.store.catalogue.seen import mark_verified, verified_at
 from adapterhub.store.layout import Layout
-from adapterhub.store.seen import mark_verified, verified_at
 from adapterhub.words import short
 
 _YOUNG_SECONDS = 3600.0

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from adapterhub.canonical import DIGEST_PREFIX, digest_of
 from adapterhub.errors import AdapterHubError, StoreDamagedError, UnsupportedError
@@ -21,9 +20,10 @@ from adapterhub.manifest import Manifest, parse_attestation, parse_manifest
 from adapterhub.names import Name, parse_name
 from adapterhub.store import views
 from adapterhub.store.blobs import hash_file
+from adapterhub.store.catalogue.record import parents_of
+from adapterhub.store.catalogue.seen import mark_verified
 from adapterhub.store.garbage import attestation_files, inside, misplaced, shelved, temporary_files
 from adapterhub.store.leases import Lease
-from adapterhub.store.seen import mark_verified
 from adapterhub.store.store import Store
 from adapterhub.store.trash import Trash
 from adapterhub.words import counted, short, some
@@ -237,8 +237,8 @@ def _attestations(store: Store, report: Report) -> None:
             continue
         if subject not in report.manifests:
             orphans.append(path)
-        for parent in parents_of(attestation.body) if attestation.type == "provenance" else ():
-            children[parent].append(subject)
+        for parent in parents_of(attestation):
+            children[parent.digest].append(subject)
     report.children = dict(children)
     if orphans:
         report.remarks.append(
@@ -247,15 +247,6 @@ def _attestations(store: Store, report: Report) -> None:
                 _sizes(orphans),
             )
         )
-
-
-def parents_of(body: Mapping[str, Any]) -> list[str]:
-    """The digests of the adapters a provenance names as parents."""
-    parents = body.get("parents")
-    if not isinstance(parents, list):
-        return []
-    found = [parent.get("digest") for parent in parents if isinstance(parent, dict)]
-    return [digest for digest in found if isinstance(digest, str)]
 
 
 def _blobs(

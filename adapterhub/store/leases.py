@@ -104,7 +104,7 @@ class Leases:
         """One lease; StoreDamagedError where the file is none."""
         try:
             return msgspec.json.decode(path.read_bytes(), type=Lease)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise StoreDamagedError(
                 f"The lease {path.name} can't be read.",
                 why=f"{path}: {error}. What it protects is unknown.",

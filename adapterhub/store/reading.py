@@ -11,8 +11,8 @@ from pathlib import Path
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import UsageError
 from adapterhub.settings import duration
+from adapterhub.store.catalogue.seen import verified_at
 from adapterhub.store.checking import Choose
-from adapterhub.store.seen import verified_at
 from adapterhub.store.store import Store
 
 ALL = "all"

@@ -13,10 +13,10 @@ from adapterhub.formats.folders import Source
 from adapterhub.formats.peft import WEIGHTS_NAME
 from adapterhub.manifest import Manifest, parse_manifest
 from adapterhub.store.blobs import Blobs
-from adapterhub.store.cachefile import CacheFile
-from adapterhub.store.catalogue import Catalogue
+from adapterhub.store.catalogue.cachefile import CacheFile
+from adapterhub.store.catalogue.catalogue import Catalogue
+from adapterhub.store.catalogue.seen import digest_of_file, remember_file
 from adapterhub.store.layout import Layout
-from adapterhub.store.seen import digest_of_file, remember_file
 
 
 def recognise(source: Source, layout: Layout, blobs: Blobs, cache: CacheFile) -> Manifest | None:

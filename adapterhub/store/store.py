@@ -52,7 +52,7 @@ from adapterhub.store import views
 from adapterhub.store.adding import Added, Adding
 from adapterhub.store.attestations import Attestations
 from adapterhub.store.blobs import REPAIR, Blobs
-from adapterhub.store.cachefile import CacheFile, default_folder
+from adapterhub.store.catalogue.cachefile import CacheFile, default_folder
 from adapterhub.store.journal import Change
 from adapterhub.store.layout import FORMAT_VERSION, Layout, check_format, default_home
 from adapterhub.store.leases import Leases

@@ -15,10 +15,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from adapterhub.canonical import digest_of
-from adapterhub.errors import AdapterHubError, NotFoundError
+from adapterhub.errors import AdapterHubError, NotFoundError, StoreDamagedError
 from adapterhub.fsio import flush_names, fsync_directory, make_directory, write_file
-from adapterhub.manifest import Manifest, parse_manifest
+from adapterhub.manifest import Manifest, is_safe_relative_path, parse_manifest
 from adapterhub.store.layout import Layout
 from adapterhub.words import short
 
@@ -55,15 +57,23 @@ class Trash:
         return trash
 
     def contents(self, trash: str) -> list[Path]:
-        """Where everything in it belongs. NotFoundError when it was deleted for good."""
+        """Where everything in it belongs. NotFoundError when it was deleted for good, StoreDamagedError for no such list."""
         path = self._layout.trash / trash / _CONTENTS
         try:
-            names = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):
+            names = msgspec.json.decode(path.read_bytes(), type=list[str])
+        except FileNotFoundError:
             raise NotFoundError(
                 f"The trash {trash} is no longer there.",
                 why="Its time was over, and a later collection deleted it for good.",
             ) from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            names = [""]
+        if not all(map(is_safe_relative_path, names)):
+            raise StoreDamagedError(
+                f"The contents of the trash {trash} can't be read.",
+                why=f"{path} is no list of files of the store.",
+                hint=f"What is in {path.parent} lies there under the store's own paths.",
+            )
         return [self._layout.store / name for name in names]
 
     def take(self, trash: str, paths: Sequence[Path]) -> None:

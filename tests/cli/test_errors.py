@@ -11,7 +11,7 @@ import pytest
 from adapterhub.cli.main import build
 from adapterhub.errors import ExitCode
 from adapterhub.store import Store
-from adapterhub.store.catalogue import Catalogue
+from adapterhub.store.catalogue.catalogue import Catalogue
 from tests.cli.calling import call, run
 from tests.support.adapters import AdapterMaker
 

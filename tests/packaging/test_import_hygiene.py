@@ -86,6 +86,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("ls",),
         ("ls", "--json"),
+        ("lineage", "tone"),
+        ("duplicates",),
+        ("affected-by", "org/base"),
         ("show", "tone"),
         ("tag", "tone", "tone:kept"),
         ("log",),
@@ -103,6 +106,39 @@ def test_a_command_about_the_store_loads_nothing_heavy(
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ls",),
+        ("ls", "tone", "--rank", "2"),
+        ("tag", "tone", "tone:v2"),
+        ("log",),
+        ("lineage", "tone"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_reads_no_weights_loads_no_numpy(
+    home: Path, arguments: tuple[str, ...]
+) -> None:
+    assert "numpy" not in loaded_by(home, *arguments)
+
+
+def test_listing_loads_nothing_that_it_does_not_need(home: Path) -> None:
+    """With a catalogue that is up to date, start-up is all there is; each of these would be a good part of it."""
+    loaded_by(home, "ls")
+    spared = {
+        "msgspec",
+        "numpy",
+        "pydantic",
+        "pydantic_core",
+        "platformdirs",
+        "regex",
+        "rich",
+        "yaml",
+    }
+    assert not loaded_by(home, "ls") & spared
+
+
+@pytest.mark.parametrize(
     "command",
     [
         (),
@@ -114,6 +150,9 @@ def test_a_command_about_the_store_loads_nothing_heavy(
         ("rm",),
         ("log",),
         ("checkout",),
+        ("lineage",),
+        ("duplicates",),
+        ("affected-by",),
         ("base",),
         ("base", "add"),
         ("merge",),

@@ -18,8 +18,8 @@ from typing import Any
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import UsageError
 from adapterhub.names import Name, parse_name
+from adapterhub.store.catalogue.logs import Mark, News, read_news
 from adapterhub.store.layout import NO_NAMESPACE, Layout
-from adapterhub.store.logs import Mark, News, read_news
 
 RACY_SECONDS = 2.0
 """A folder that changed more recently is listed again next time: another change may have left the same time stamp."""

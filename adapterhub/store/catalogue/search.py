@@ -15,8 +15,8 @@ from adapterhub.errors import AdapterHubError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.base import BaseModel
-    from adapterhub.store.belonging import WantedBase
-    from adapterhub.store.shapes import Fitting
+    from adapterhub.store.catalogue.belonging import WantedBase
+    from adapterhub.store.catalogue.shapes import Fitting
 
 SORTS = ("name", "added", "size", "rank", "base")
 _RANKS = re.compile(r"(?P<low>\d+)?(?P<dots>\.\.)?(?P<high>\d+)?\Z")
@@ -181,18 +181,18 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         conditions.append(condition)
         values.extend(bound)
 
-    if query.text.strip():
-        text = query.text.replace("\0", " ").encode("utf-8", "replace").decode()
+    text = query.text.replace("\0", " ").encode("utf-8", "replace").decode().strip()
+    if text:
         words = _words(text)
         in_name = "instr(lower(n.label), lower(?))"
         if words:
             also(
                 f"({in_name} OR a.id IN (SELECT rowid FROM search WHERE search MATCH ?))",  # noqa: S608
-                text.strip(),
+                text,
                 words,
             )
         else:
-            also(in_name, text.strip())
+            also(in_name, text)
     if query.kind is not None:
         also("a.kind = lower(?)", query.kind)
     if query.method is not None:
@@ -236,14 +236,14 @@ def _noted(row: Found, note: str) -> Found:
 def _belonging(db: sqlite3.Connection, base: WantedBase, rows: list[Found]) -> list[Found]:
     shapes: Fitting | None = None
     if base.model is not None:
-        from adapterhub.store.shapes import Fitting
+        from adapterhub.store.catalogue.shapes import Fitting
 
         shapes = Fitting(db, base.model)
     return [_noted(row, how) for row in rows if (how := base.belongs(row, shapes))]
 
 
 def _fitting(db: sqlite3.Connection, base: BaseModel, rows: list[Found]) -> list[Found]:
-    from adapterhub.store.shapes import Fitting
+    from adapterhub.store.catalogue.shapes import Fitting
 
     fitting = Fitting(db, base)
     found = []

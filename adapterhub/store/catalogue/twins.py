@@ -19,9 +19,9 @@ from adapterhub.formats.keys import parse_key
 from adapterhub.formats.peft import WEIGHTS_NAME
 from adapterhub.formats.safetensors import TensorFile
 from adapterhub.fsio import in_words
-from adapterhub.store.cachefile import writing
-from adapterhub.store.indexing import ProgressFactory
-from adapterhub.store.kinship import names_of
+from adapterhub.store.catalogue.cachefile import writing
+from adapterhub.store.catalogue.indexing import ProgressFactory
+from adapterhub.store.catalogue.kinship import names_of
 from adapterhub.store.layout import Layout
 from adapterhub.store.store import Store
 

@@ -19,7 +19,7 @@ from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import FormatError, NotFoundError, UsageError
 from adapterhub.formats.peft_config import looks_like_repo
 from adapterhub.names import MIN_DIGEST_PREFIX
-from adapterhub.store.shapes import Fitting
+from adapterhub.store.catalogue.shapes import Fitting
 from adapterhub.words import short
 
 Belongs = Literal["equal", "claimed", "candidate", "other weights"]

@@ -83,7 +83,7 @@ def read_record(store: Store, digest: str, *, listed: bool) -> Record:
         record.error, record.again, known = as_text(error), True, []
     record.told = len(known)
     record.columns |= _known(known)
-    record.parents = [parent for item in known for parent in _parents(item)]
+    record.parents = [parent for item in known for parent in parents_of(item)]
     record.based = [based for item in known if (based := _based(item)) is not None]
     if record.based:
         record.columns |= {
@@ -142,7 +142,7 @@ def _known(known: list[Attestation]) -> dict[str, Any]:
     return {"used": known[-1].created if known else None}
 
 
-def _parents(item: Attestation) -> Iterator[Parent]:
+def parents_of(item: Attestation) -> Iterator[Parent]:
     """The `parents` of a provenance, in order, and what a training went on from, if that was an adapter."""
     if item.type != "provenance":
         return

@@ -19,8 +19,8 @@ from adapterhub.formats.safetensors import TensorFile
 from adapterhub.fsio import in_words
 from adapterhub.manifest import BaseClaim
 from adapterhub.store.blobs import Blobs
-from adapterhub.store.cachefile import writing
-from adapterhub.store.indexing import MANY, ProgressFactory, silently
+from adapterhub.store.catalogue.cachefile import writing
+from adapterhub.store.catalogue.indexing import MANY, ProgressFactory, silently
 from adapterhub.store.layout import Layout
 from adapterhub.store.store import Store
 

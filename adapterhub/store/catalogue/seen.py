@@ -11,7 +11,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from adapterhub.store.cachefile import CacheFile
+from adapterhub.store.catalogue.cachefile import CacheFile
 
 REST_SECONDS = 2.0
 """How long a file must not have changed: the coarsest clock of a file system that is still in use (FAT, some NFS)."""

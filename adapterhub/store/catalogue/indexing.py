@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.names import Name
-from adapterhub.store.cachefile import writing
-from adapterhub.store.changes import Changes
+from adapterhub.store.catalogue.cachefile import writing
+from adapterhub.store.catalogue.changes import Changes
+from adapterhub.store.catalogue.logs import Mark
 from adapterhub.store.layout import Layout
-from adapterhub.store.logs import Mark
 
 if TYPE_CHECKING:
-    from adapterhub.store.record import Record
+    from adapterhub.store.catalogue.record import Record
     from adapterhub.store.store import Store
 
 MANY = 200
@@ -118,7 +118,7 @@ def _read(db: sqlite3.Connection, layout: Layout, progress: ProgressFactory) -> 
 
 
 def _read_ref(store: Store, name: Name) -> _Ref:
-    from adapterhub.store.record import as_text
+    from adapterhub.store.catalogue.record import as_text
 
     try:
         return _Ref(name, store.refs.read(name), store.added(name), None)
@@ -127,7 +127,7 @@ def _read_ref(store: Store, name: Name) -> _Ref:
 
 
 def _read_records(store: Store, digests: list[str], progress: ProgressFactory) -> list[Record]:
-    from adapterhub.store.record import read_record
+    from adapterhub.store.catalogue.record import read_record
 
     many = progress if len(digests) >= MANY else silently
     found = []

@@ -9,8 +9,8 @@ import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
-from adapterhub.store.cachefile import CacheFile
-from adapterhub.store.indexing import ProgressFactory, silently, update
+from adapterhub.store.catalogue.cachefile import CacheFile
+from adapterhub.store.catalogue.indexing import ProgressFactory, silently, update
 from adapterhub.store.layout import Layout
 
 T = TypeVar("T")

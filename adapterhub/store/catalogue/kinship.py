@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from adapterhub.store.belonging import Belongs, WantedBase
-from adapterhub.store.shapes import Fitting
+from adapterhub.store.catalogue.belonging import Belongs, WantedBase
+from adapterhub.store.catalogue.shapes import Fitting
 from adapterhub.words import short
 
 MOST = 10_000

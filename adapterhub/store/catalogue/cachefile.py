@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from adapterhub.store.catalogue.tables import SCHEMA, TABLES
 from adapterhub.store.layout import Layout
-from adapterhub.store.tables import SCHEMA, TABLES
 
 T = TypeVar("T")
 
