@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from adapterhub.canonical import canonical_bytes, digest_of, parse_object
+from adapterhub.canonical import canonical_bytes, digest_of, read_object
 from adapterhub.errors import FormatError, NotFoundError
 from adapterhub.formats.peft import AdapterFacts
 from adapterhub.formats.peft_config import looks_like_repo
 from adapterhub.formats.safetensors import FLOATS, TensorFile, TensorInfo
 from adapterhub.fsio import make_directory, write_file
-from adapterhub.manifest import BaseClaim, is_commit
+from adapterhub.manifest import BaseClaim, is_commit, is_safe_relative_path
 from adapterhub.words import some
 
 SAMPLES = 64
@@ -174,7 +174,7 @@ def read_base(folder: Path, *, repo: str | None = None, revision: str | None = N
             why="There is no config.json in it.",
             hint="Name the folder that save_pretrained wrote, or a repository: --base org/name",
         )
-    config = parse_object(config_path.read_bytes(), f"{folder.name}/config.json")
+    config = read_object(config_path, f"{folder.name}/config.json")
     if match := _SNAPSHOT.search(folder.as_posix()):
         repo = repo or match["repo"].replace("--", "/", 1)
         revision = revision or match["revision"]
@@ -306,13 +306,13 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
     weight_map = None
     shards = [SINGLE_NAME]
     if not single.is_file() and index_path.is_file():  # in transformers' order
-        weight_map = parse_object(index_path.read_bytes(), INDEX_NAME).get("weight_map")
+        weight_map = read_object(index_path, INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not all(
             isinstance(shard, str) for shard in weight_map.values()
         ):
             raise FormatError(f"{folder.name}/{INDEX_NAME} has no weight_map.")
         shards = sorted(set(weight_map.values()))
-        if any(Path(shard).name != shard for shard in shards):
+        if not all(is_safe_relative_path(shard) and "/" not in shard for shard in shards):
             raise FormatError(f"{folder.name}/{INDEX_NAME} points outside its folder.")
     elif not single.is_file():
         raise NotFoundError(
@@ -350,6 +350,21 @@ def _sample(file: TensorFile, info: TensorInfo) -> str:
     ).hexdigest()
 
 
+def _record(path: Path) -> dict[str, Any]:
+    record = read_object(path, str(path))
+    texts = [record.get(key) for key in ("path", "fingerprint")]
+    names = [record.get(key) for key in ("repo", "revision")]
+    if not all(isinstance(text, str) for text in texts) or not all(
+        isinstance(text, str | None) for text in names
+    ):
+        raise FormatError(
+            f"{path} is no record of a base.",
+            why="It must have a path and a fingerprint, and may have a repository and a revision.",
+            hint="Remove that file, and add the base again: adapterhub base add FOLDER",
+        )
+    return {"repo": None, "revision": None, **record}
+
+
 class BaseRegistry:
     """Where bases lie on *this* machine: one small JSON file for each, outside the store."""
 
@@ -357,17 +372,16 @@ class BaseRegistry:
         self.folder = folder
 
     def records(self) -> list[dict[str, Any]]:
-        """What `base ls` shows: repo, revision, path, fingerprint, parameters."""
-        return [
-            parse_object(path.read_bytes(), path.name)
-            for path in sorted(self.folder.glob("*.json"))
-        ]
+        """What `base ls` shows: repo, revision, path, fingerprint, parameters. FormatError for a file that is no record."""
+        return [_record(path) for path in sorted(self.folder.glob("*.json"))]
 
     def remember(self, base: BaseModel) -> dict[str, Any]:
         """Records a base; the same folder again replaces its record."""
+        before = next((known for known in self.records() if known["path"] == str(base.path)), None)
+        same = before is not None and before["fingerprint"] == base.fingerprint
         record = {
-            "repo": base.repo,
-            "revision": base.revision,
+            "repo": base.repo or (before["repo"] if before and same else None),
+            "revision": base.revision or (before["revision"] if before and same else None),
             "path": str(base.path),
             "fingerprint": base.fingerprint,
             "parameters": sum(info.count for info in base.tensors.values()),

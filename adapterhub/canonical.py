@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import FormatError
@@ -39,11 +40,17 @@ def digest_of(data: bytes) -> str:
     return DIGEST_PREFIX + hashlib.sha256(data).hexdigest()
 
 
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """As `parse_object`, of a file, of which no more is read than that allows."""
+    with path.open("rb") as file:
+        return parse_object(file.read(MAX_DOCUMENT_BYTES + 1), what)
+
+
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
     """The JSON object in `data`, read with bounds; FormatError names `what` when it isn't one."""
     if len(data) > MAX_DOCUMENT_BYTES:
         raise FormatError(
-            f"{what} is too large ({len(data)} bytes).",
+            f"{what} is too large.",
             why=f"The limit is {MAX_DOCUMENT_BYTES} bytes.",
         )
     try:

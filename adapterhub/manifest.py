@@ -124,6 +124,15 @@ class Attestation:
     body: Mapping[str, Any]
     document: Mapping[str, Any]
 
+    @property
+    def tells_the_base(self) -> bool:
+        """Whether it says to which weights the adapter belongs. One made under --allow-mismatch says to which it doesn't."""
+        return (
+            self.type == "base"
+            and isinstance(self.body.get("fingerprint"), str)
+            and not self.body.get("allowed_mismatch")
+        )
+
     @cached_property
     def data(self) -> bytes:
         return canonical_bytes(self.document)
@@ -208,7 +217,7 @@ def is_safe_relative_path(path: str) -> bool:
         and "\\" not in path
         and "\0" not in path
         and ":" not in parts[0]
-        and all(part not in ("", ".", "..") for part in parts)
+        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
     )
 
 

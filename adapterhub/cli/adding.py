@@ -79,7 +79,8 @@ def add(
 def report(ctx: Context, added: Added) -> None:
     """Says what was added, and whether it was there already."""
     if not added.created:
-        ctx.out.note(f"{added.name} was this adapter already; nothing changed")
+        then = "what was damaged of it is mended" if added.mended else "nothing changed"
+        ctx.out.note(f"{added.name} was this adapter already; {then}")
     ctx.out.record(
         {
             "name": str(added.name),
@@ -115,6 +116,9 @@ def _add_tree(ctx: Context, source: str, name: str | None, flags: dict[str, Any]
     added = [row for row in rows if row["error"] is None]
     shown = {"json": rows, "quiet": added, "human": [_for_people(row) for row in rows]}
     ctx.out.table(shown[ctx.out.mode], ("name", "digest", "created", "error"), ids="digest")
+    created = sum(row["created"] for row in added)
+    if created > 1:
+        ctx.out.note(f"To take all of them back: adapterhub undo {created}")
     if len(added) < len(rows):
         ctx.out.note(f"{len(added)} of {len(rows)} are in the store; the others were refused")
     return ExitCode.OK if len(added) == len(rows) else ExitCode.PARTLY if added else ExitCode.FAILED

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from adapterhub.cli.command import Context, command
-from adapterhub.errors import ExitCode, StoreDamagedError, UsageError
+from adapterhub.errors import ExitCode, NotFoundError, StoreDamagedError, UsageError
 from adapterhub.settings import duration
 from adapterhub.store.checking import Report, check
 from adapterhub.store.garbage import Collected, Item, Plan, collect, make_plan
@@ -156,6 +157,13 @@ def fsck(
     `--read-data=1/7` on Monday to `--read-data=7/7` on Sunday reads everything once a week.
     """
     choose = Reading.parse(read_data, max_age)
+    if repair and choose is None:
+        choose = Reading(
+            max_age=inf
+        )  # what was sound when it was read, and hasn't been touched since
+    for place in elsewhere or ():
+        if not place.is_dir():
+            raise NotFoundError(f"There is no folder {place} to look in.", hint="--from FOLDER")
     if elsewhere and not repair:
         raise UsageError(
             "--from is where --repair looks.", hint="adapterhub fsck --repair --from FOLDER"
@@ -163,16 +171,19 @@ def fsck(
     with ctx.out.progress("Checking the store") as bar:
         report = check(ctx.store, choose.of(ctx.store) if choose else None, bar.advance)
     mended = []
+    if repair:
+        ctx.store.prepare()  # gives a store its id, if that is missing
     if repair and report.damages:
         from adapterhub.remote.again import fetch_again
 
         mended = mend(ctx.store, report, elsewhere or (), fetch_again)
-    _tell(ctx, report, mended, asked=repair)
+    command = "adapterhub fsck --repair" + (" --read-data" if read_data else "")
+    _tell(ctx, report, mended, mending=None if repair else command)
     bad = [outcome for outcome in mended if not outcome.mended] if repair else report.damages
     return ExitCode.DAMAGED if bad else ExitCode.OK
 
 
-def _tell(ctx: Context, report: Report, mended: list[Mended], *, asked: bool) -> None:
+def _tell(ctx: Context, report: Report, mended: list[Mended], *, mending: str | None) -> None:
     outcomes = {outcome.damage.path: outcome for outcome in mended}
     rows, paths = [], {damage.path for damage in report.damages}
     # A repair may have found more: what a lost manifest leads to, for one.
@@ -205,22 +216,32 @@ def _tell(ctx: Context, report: Report, mended: list[Mended], *, asked: bool) ->
         ctx.out.table(rows, (), ids="path")
         return
     for row in rows:
-        ctx.out.error(
-            StoreDamagedError(f"{row['what']}.", why=_reach(row), hint=str(row["how"] or ""))
-        )
+        if row["mended"]:
+            ctx.out.note(f"mended: {row['what']}; {row['how']}")
+        else:
+            what = str(row["what"]).rstrip(".")
+            ctx.out.error(
+                StoreDamagedError(f"{what}.", why=_reach(row), hint=str(row["how"] or ""))
+            )
     for remark in report.remarks:
         size = f" ({human_size(remark.size)})" if remark.size else ""
         ctx.out.note(f"note: {remark.what}{size}")
-    if rows and not asked:
-        ctx.out.note("To mend it from other copies on this machine: adapterhub fsck --repair")
+    if any(not outcome.mended for outcome in mended):
+        ctx.out.note(
+            "Another store's home or a folder to look in: adapterhub fsck --repair --from FOLDER"
+        )
+    if rows and mending:
+        ctx.out.note(f"To mend it from other copies on this machine: {mending}")
     read = f", {report.read} of them read ({human_size(report.bytes_read)})" if report.read else ""
     verdict = f"damaged in {counted(len(rows), 'place')}" if rows else "no damage"
+    if mended:
+        verdict += f", {sum(outcome.mended for outcome in mended)} of them mended"
     checked = f"{counted(report.adapters, 'adapter')}, {counted(report.blobs, 'file')}"
     ctx.out.text(f"{checked}{read}: {verdict}")
 
 
 def _reach(row: dict[str, Any]) -> str:
-    parts = [f"It lies at {row['path']}"]
+    parts = [f"Its place is {row['path']}"]
     for key, words in (
         ("names", "it is part of"),
         ("merges", "these were merged from it"),

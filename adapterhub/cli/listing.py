@@ -49,9 +49,10 @@ _SHOWN: dict[str, Callable[[Any], Any]] = {
 def ls(
     ctx: Context,
     text: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            help="Part of a name, or words (their beginnings will do) from names, bases, targets, model cards, provenance and notes."
+            metavar="[TEXT]...",
+            help="Part of a name, or words (their beginnings will do) from names, bases, targets, model cards, provenance and notes.",
         ),
     ] = None,
     base: Annotated[
@@ -94,7 +95,7 @@ def ls(
     wanted = Found._fields if ctx.out.mode == "json" else [_field(column) for column in shown]
     problems: list[AdapterHubError] = []
     query = Query(
-        text=text or "",
+        text=" ".join(text or ()),
         fits=_bases(ctx).open(fits) if fits is not None else None,
         targets=tuple(target or ()),
         ranks=None if rank is None else parse_ranks(rank),
@@ -118,7 +119,7 @@ def ls(
         ctx.out.note(
             "No adapter matches."
             if asked
-            else "The store is empty. Add an adapter: adapterhub add FOLDER"
+            else f"The store at {ctx.catalogue.layout.home} is empty. Add an adapter: adapterhub add FOLDER"
         )
     if ctx.out.mode == "json":
         ctx.out.table([_record(row) for row in rows], shown)

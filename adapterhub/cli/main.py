@@ -70,7 +70,8 @@ class _Group(Quick, TyperGroup):
             told = getattr(error, "format_message", None)
             if told is None:
                 raise
-            Output("json").error(UsageError(told(), hint=f"adapterhub {words[0]} --help"))
+            named = next((f"{word} " for word in words if not word.startswith("-")), "")
+            Output("json").error(UsageError(told(), hint=f"adapterhub {named}--help"))
             sys.exit(int(ExitCode.USAGE))
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -114,7 +114,9 @@ def undo(
         ]
     if rows or ctx.out.mode == "json":
         ctx.out.table(rows, ("name", "before", "after"))
-    if not dry_run:
+    if not undone.moves and not undone.abouts:
+        ctx.out.note("Together they change nothing: one takes back the other")
+    elif not dry_run:
         ctx.out.note("To take this back: adapterhub undo")
 
 

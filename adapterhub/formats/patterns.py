@@ -63,6 +63,8 @@ class PatternClock:
 
         began = time.monotonic()
         try:
+            if self._left <= 0:  # compiling takes time too, and can't be interrupted
+                raise TimeoutError
             if pattern not in self._compiled:
                 _check_size(pattern, len(self._compiled))
                 with warnings.catch_warnings(action="ignore"):

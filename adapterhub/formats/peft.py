@@ -159,7 +159,7 @@ def find_peft(folder: Path) -> PeftFolder:
                 hint=convert_hint(folder),
             )
         raise NotFoundError(
-            f"{folder} has a {CONFIG_NAME} but no {WEIGHTS_NAME}.",
+            f"{folder} has an {CONFIG_NAME} but no {WEIGHTS_NAME}.",
             why="The configuration alone is no adapter.",
             hint=_nearby_hint(folder) or "Was the download finished?",
         )

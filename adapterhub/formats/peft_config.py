@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub.canonical import parse_object
+from adapterhub.canonical import read_object
 from adapterhub.errors import FormatError
 from adapterhub.formats.patterns import PatternClock, match_pattern
 from adapterhub.manifest import BaseClaim, is_commit, is_unicode
@@ -76,7 +76,7 @@ class PeftConfig:
 
 def read_config(path: Path) -> tuple[PeftConfig, dict[str, Any]]:
     """The configuration at `path` and the JSON it came from. FormatError where it is no PEFT configuration."""
-    document = parse_object(path.read_bytes(), CONFIG_NAME)
+    document = read_object(path, CONFIG_NAME)
     return parse_config(document), document
 
 

@@ -52,6 +52,8 @@ class Added:
     created: bool
     manifest: Manifest
     notes: tuple[str, ...] = field(default=())
+    mended: bool = False
+    """Whether something of it was damaged or missing in the store, and is whole again."""
 
 
 @dataclass
@@ -108,6 +110,8 @@ class Adding:
             manifest = _manifest(facts, staged, content)
             known_base = self.known_fingerprint(manifest.digest)
             verdict = _check_fit(facts, model, known_base, allow_mismatch, folder)
+            if verdict is not None and not verdict.ok:
+                notes.append(f"allowed although it doesn't fit: {'; '.join(verdict.reasons)}")
             for remark in notes:
                 note(remark)
             body = dict(provenance or {"event": "imported"})
@@ -128,10 +132,10 @@ class Adding:
             remember(
                 source, {path: copy.digest for path, copy in staged.items()}, self.cache, began
             )
-            for copy in staged.values():
-                self.blobs.commit(copy)
+            mended = sum(self.blobs.commit(copy) for copy in staged.values()) > 0
             staged.clear()  # all in place: nothing is left to clean up once the name is set
             Trash(self.layout).restore(manifest.digest)  # with all that was known about it
+            mended = mended or not self.layout.manifest(manifest.digest).is_file()
             self.blobs.write_document(self.layout.manifest(manifest.digest), manifest.data)
             for kind, statement in statements:
                 self.attest(manifest.digest, kind, statement)
@@ -141,7 +145,9 @@ class Adding:
                 created = change.set(
                     target, manifest.digest, op=op, why=why or f"add {folder}", move=move
                 )
-            return Added(manifest.digest, target, created, manifest, tuple(notes))
+            return Added(
+                manifest.digest, target, created, manifest, tuple(notes), mended and not created
+            )
         except FormatError as error:
             error.why = error.why or "Such a file can't be used safely."
             error.hint = error.hint or f"Nothing was stored. Save or fetch {folder} again."
@@ -214,7 +220,7 @@ def _check_fit(
         raise IncompatibleError(
             f"{folder} doesn't fit the base {model.label}.",
             why="; ".join(verdict.reasons),
-            hint=f"If you are sure:  adapterhub add {folder} --base {model.path} --allow-mismatch   (it will be attested)",
+            hint="Choose the right base with --base, or say --allow-mismatch if you are sure (it will be recorded).",
         )
     return verdict
 

@@ -27,15 +27,15 @@ class Blobs:
         self._layout = layout
         self._cache = cache
 
-    def commit(self, staged: Staged) -> Path:
-        """Moves a staged copy to its place, or drops it where those bytes are there already."""
+    def commit(self, staged: Staged) -> bool:
+        """Moves a staged copy to its place, or drops it where those bytes are there already; whether it was moved."""
         path = self._layout.blob(staged.digest)
         if self.intact(staged.digest) and touched(path):
             staged.path.unlink()
-            return path
+            return False
         publish(staged.path, path)  # also over damaged bytes: adding an adapter again mends it
         mark_verified(self._cache, path, staged.digest, own=True)
-        return path
+        return True
 
     def intact(self, digest: str) -> bool:
         """Whether those bytes are in their place. They are hashed, unless they were before and nobody has written since."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.canonical import DIGEST_PREFIX, digest_of
 from adapterhub.errors import AdapterHubError, StoreDamagedError, UnsupportedError
 from adapterhub.manifest import Manifest, parse_attestation, parse_manifest
-from adapterhub.names import Name, parse_name
+from adapterhub.names import Name
 from adapterhub.store import views
 from adapterhub.store.blobs import hash_file
 from adapterhub.store.catalogue.record import parents_of
@@ -150,9 +149,10 @@ def _read_manifest(report: Report, digest: str, path: Path) -> bool:
 def _refs(store: Store, report: Report) -> None:
     names: dict[str, list[str]] = defaultdict(list)
     with store.refs.unchanging():
-        last = _last_said(store)
+        last = store.refs.recorded()
+        lost = store.refs.lost()
         found = {name: store.layout.ref(name) for name in store.refs.names()}
-        lost = {ref: said for ref, said in last.items() if parse_name(ref) not in found}
+    unknown = []
     known_damage = {damage.digest for damage in report.damages}
 
     def require(digest: str, name: Name, *, recorded: bool = False) -> None:
@@ -183,7 +183,9 @@ def _refs(store: Store, report: Report) -> None:
         if digest is None:  # removed just now
             continue
         names[digest].append(str(name))
-        if said != digest:
+        if str(name) not in last:
+            unknown.append(str(name))
+        elif said != digest:
             report.remarks.append(
                 Remark(
                     f"{name} is @{short(digest)}, though its last recorded change"
@@ -191,29 +193,18 @@ def _refs(store: Store, report: Report) -> None:
                 )
             )
         require(digest, name)
-    for ref, said in lost.items():
-        if said is not None:
-            name = parse_name(ref)
-            what = f"the name {ref} is gone, though its last recorded change made it @{short(said)}"
-            report.damages.append(Damage("ref", what, store.layout.ref(name), said, (said,), name))
-            require(said, name, recorded=True)
+    if unknown:
+        report.remarks.append(
+            Remark(f"the journal doesn't know how these names came about: {some(unknown)}")
+        )
+    for name, said in lost.items():
+        what = f"the name {name} is gone, though its last recorded change made it @{short(said)}"
+        report.damages.append(Damage("ref", what, store.layout.ref(name), said, (said,), name))
+        require(said, name, recorded=True)
     for number in store.refs.journal.damaged():
         what = f"line {number} of the journal can't be read"
         report.damages.append(Damage("journal", what, store.layout.journal))
     report.names = dict(names)
-
-
-def _last_said(store: Store) -> dict[str, str | None]:
-    """What each ref should be by the journal; without those of an operation that was cut short."""
-    unfinished = store.refs.journal.unfinished()
-    said: dict[str, str | None] = {}
-    for operation in store.refs.journal.operations():
-        for change in operation.refs:
-            said[change.ref] = change.after
-    for change in unfinished.refs if unfinished else ():
-        with suppress(StoreDamagedError):  # told as such, with what it was to become
-            said[change.ref] = store.refs.read(parse_name(change.ref))
-    return said
 
 
 def _attestations(store: Store, report: Report) -> None:

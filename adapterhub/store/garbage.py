@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -154,10 +154,18 @@ def make_plan(store: Store, *, grace: float, trash_grace: float) -> Plan:
     return plan
 
 
-def still_garbage(store: Store) -> set[Path]:
-    """What nothing leads to, however young. StoreDamagedError as for `collect`."""
+def still_garbage(store: Store, paths: Sequence[Path]) -> list[Path]:
+    """Those of `paths` that nothing leads to, however young, nor belong to a manifest that isn't among them.
+
+    Raises StoreDamagedError as `collect` does.
+    """
     plan = make_plan(store, grace=0, trash_grace=math.inf)
-    return {item.path for item in plan.garbage}
+    going = {item.path for item in plan.garbage}.intersection(paths)
+    for digest, path in shelved(store.layout.manifests):
+        if path not in going:
+            going -= {store.layout.blob(entry.digest) for entry in store.manifest(digest).files}
+            going -= {store.layout.view(digest), *inside(store.layout.attestations(digest))}
+    return [path for path in paths if path in going]
 
 
 def reachable(store: Store) -> dict[str, str]:
@@ -218,6 +226,11 @@ def _manifests(store: Store) -> dict[str, Manifest]:
                 store.manifest(meant)
         except AdapterHubError as error:
             wrong.append(f"{name}: {error.what} {error.why}")
+    lost = store.refs.lost()
+    if lost:  # beside a writer, a dry run may have come between the journal and a ref
+        again = store.refs.lost()
+        lost = {name: digest for name, digest in lost.items() if again.get(name) == digest}
+    wrong += [f"the name {name} is gone, and nobody removed it" for name in lost]
     for path in store.leases.paths():
         try:
             store.leases.read(path)
@@ -228,7 +241,7 @@ def _manifests(store: Store) -> dict[str, Manifest]:
     if wrong:
         raise StoreDamagedError(
             "Nothing was collected, because what leads to other things can't be read.",
-            why="; ".join(wrong[:5]),
+            why=some(list(dict.fromkeys(wrong)), 5) + ".",
             hint="Mend it, or set it aside: adapterhub fsck --repair",
         )
     return found

@@ -43,7 +43,7 @@ def plan_undo(store: Store, count: int = 1) -> Undone:
             if count > 1
             else "There is nothing to undo.",
             why=known,
-            hint="`adapterhub log` shows them.",
+            hint="`adapterhub log` shows them." if operations else "",
         )
     last = tuple(reversed(operations[-count:]))
     before: dict[str, str | None] = {}
@@ -64,7 +64,7 @@ def plan_undo(store: Store, count: int = 1) -> Undone:
             )
         if before[ref] != found:
             moves.append(Move(name, found, before[ref]))
-    return Undone(last, tuple(moves), _abouts(last))
+    return Undone(last, tuple(moves), _possible(store, last, moves))
 
 
 def undo(store: Store, count: int = 1) -> Undone:
@@ -74,6 +74,9 @@ def undo(store: Store, count: int = 1) -> Undone:
     NotFoundError where what would have to come back has been deleted for good.
     """
     trash = Trash(store.layout)
+    if store.refs.journal.unfinished():  # that isn't what was done last, so it is ended first
+        with store.writing(), store.refs.changing():
+            pass
     last = store.refs.journal.operations()[-count:]
     sweeping = _sweeps(_abouts(last[::-1]))
     with store.alone() if sweeping else store.writing(), store.refs.changing() as change:
@@ -86,19 +89,20 @@ def undo(store: Store, count: int = 1) -> Undone:
             )
         contents = {about: trash.contents(_trash_of(about)) for about in undone.abouts}
         if sweeping:
-            still_garbage(store)  # refuses while something can't be read
+            still_garbage(store, ())  # refuses while something can't be read
         for about, paths in contents.items():  # first what comes back, then what leads to it
             if about.startswith(RESTORE):
                 trash.give_back(_trash_of(about), paths)
         for move in undone.moves:
             if move.after is not None:
                 trash.require(move.after)
-        why = "undo " + ", ".join(f"({done.why or done.op})" for done in undone.operations)
+        why = "undo of " + ", ".join(
+            "an undo" if done.op == "undo" else done.why or done.op for done in undone.operations
+        )
         change.commit(undone.moves, op="undo", why=why, abouts=undone.abouts)
         for about, paths in contents.items():
             if about.startswith(SWEEP):
-                garbage = still_garbage(store)
-                trash.take(_trash_of(about), [path for path in paths if path in garbage])
+                trash.take(_trash_of(about), still_garbage(store, paths))
     return undone
 
 
@@ -142,6 +146,20 @@ def _abouts(operations: Sequence[Operation]) -> tuple[str, ...]:
             now.setdefault(name, verb)
             before[name] = RESTORE if verb == SWEEP else SWEEP
     return tuple(f"{verb} {name}" for name, verb in before.items() if verb != now[name])
+
+
+def _possible(store: Store, last: Sequence[Operation], moves: Sequence[Move]) -> tuple[str, ...]:
+    """What can be done of `_abouts`: a trash that was deleted for good gives nothing back."""
+    wanted = _abouts(last)
+    there = set(Trash(store.layout).ids())
+    possible = tuple(about for about in wanted if _trash_of(about) in there)
+    if wanted and not possible and not moves:
+        raise NotFoundError(
+            "What was collected can't come back: its trash was deleted for good.",
+            why="That was done by a later collection, or by one with a shorter --trash-grace.",
+            hint=f"To take back what was done before it: adapterhub undo {len(last) + 1}",
+        )
+    return possible
 
 
 def _sweeps(abouts: Sequence[str]) -> bool:

@@ -84,16 +84,16 @@ class Journal:
         return _parse(data)
 
     def damaged(self) -> list[int]:
-        """The numbers (from 1) of lines that can't be read, though another follows; the remains of a torn one are no damage."""
+        """The numbers (from 1) of lines that can't be read, though one that can follows: a crash doesn't do that."""
         try:
-            data = self._layout.journal.read_bytes()
+            lines = self._layout.journal.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
             return []
-        return [
-            number
-            for number, line in enumerate(data.split(b"\n")[:-1], 1)
-            if line and _change(line) is None and not _torn(line)
-        ]
+        unread = [number for number, line in enumerate(lines, 1) if _change(line) is None]
+        while unread and unread[-1] == len(lines):
+            unread.pop()
+            lines.pop()
+        return unread
 
     def operations(self) -> list[Operation]:
         """What was done, oldest first, without what a crash cut short and the next writer took back."""
@@ -187,16 +187,24 @@ def append_lines(path: Path, data: bytes, *, durable: bool = True) -> int:
 
 
 def _end_of_lines(file: BinaryIO, length: int) -> int:
-    """Where the last line that was ended ends."""
-    end = length
-    while end:
-        begin = max(0, end - _TAIL)
+    """Where the last line ends that was written whole. What follows a crash left, and nobody was told of it."""
+    size = _TAIL
+    while True:
+        begin = max(0, length - size)
         file.seek(begin)
-        found = file.read(end - begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
-        end = begin
-    return 0
+        data = file.read(length - begin)
+        while (end := data.rfind(b"\n") + 1) and not _is_object(data[:end].rsplit(b"\n", 2)[-2]):
+            data = data[: end - 1]
+        if end or not begin:
+            return begin + end
+        size *= 4  # a line may be longer than that
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def new_id() -> str:
@@ -232,8 +240,3 @@ def _change(line: bytes) -> Change | None:
         return msgspec.json.decode(line, type=Change)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _torn(line: bytes) -> bool:
-    """Whether this may be the beginning of a line whose end was never written."""
-    return b"\0" in line or not line.endswith(b"}")

@@ -67,6 +67,9 @@ class Leases:
 
         Those that a collection has just taken come back from the trash, which may not last as long as the block.
         """
+        if not digests:
+            yield
+            return
         lease = Lease(
             kind, tuple(digests), about, now(), os.getpid(), socket.gethostname(),
             _boot(), _space(), _started(os.getpid()), f"{kind}-{secrets.token_hex(6)}", _machine(),

@@ -39,6 +39,6 @@ class Places:
         found = []
         for line in reversed(lines):
             if wanted in line:
-                with suppress(ValueError, KeyError, TypeError):
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
                     found.append(str(json.loads(line)["folder"]))
         return list(dict.fromkeys(found))

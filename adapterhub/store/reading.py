@@ -65,8 +65,10 @@ class Reading:
                 return mine
             when = {blob[0]: verified_at(store.cache, blob[1], blob[0]) or 0.0 for blob in mine}
             if self.max_age is not None:
-                since = time.time() - self.max_age
-                mine = [blob for blob in mine if when[blob[0]] < since]
+                since = (
+                    time.time() - self.max_age
+                )  # for an infinite age: whatever was never verified as it is
+                mine = [blob for blob in mine if when[blob[0]] <= max(since, 0.0)]
             return _first(sorted(mine, key=lambda blob: (when[blob[0]], blob[0])), self.share)
 
         return choose

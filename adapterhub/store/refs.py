@@ -126,6 +126,27 @@ class Refs:
             return None
         return operation
 
+    def recorded(self) -> dict[str, str | None]:
+        """What each ref should be by the journal; what it is, for those of an operation that was cut short."""
+        unfinished = self.journal.unfinished()
+        said: dict[str, str | None] = {}
+        for operation in self.journal.operations():
+            for change in operation.refs:
+                said[change.ref] = change.after
+        for change in unfinished.refs if unfinished else ():
+            with suppress(StoreDamagedError):  # told as such, with what it was to become
+                said[change.ref] = self.read(parse_name(change.ref))
+        return said
+
+    def lost(self) -> dict[Name, str]:
+        """The names that should be there by the journal and aren't, with what they meant."""
+        there = {str(name) for name in self.names()}
+        return {
+            parse_name(ref): said
+            for ref, said in self.recorded().items()
+            if said is not None and ref not in there
+        }
+
     @contextmanager
     def unchanging(self) -> Iterator[None]:
         """Journal and refs agree while the block runs, as far as they ever do: nobody is between the two."""
@@ -256,7 +277,7 @@ class Transaction:
                     raise ConflictError(
                         f"{name} has the part '{part}', which differs from the existing '{other}' in case only.",
                         why="On some file systems those are the same name.",
-                        hint="Choose another name with --name.",
+                        hint="Choose another name.",
                     )
             folder /= part
 

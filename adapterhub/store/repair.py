@@ -257,12 +257,13 @@ class _Repairer:
         return "no other copy was found"
 
     def _aside(self, path: Path) -> Path:
-        """Moves a damaged file or folder into quarantine, if it is there."""
+        """Moves a damaged file or folder into quarantine, if it is there; where it is now."""
+        if not path.exists():
+            return path
         target = self._kept(path)
-        if path.exists():
-            path.rename(target)
-            fsync_directory(target.parent)
-            fsync_directory(path.parent)
+        path.rename(target)
+        fsync_directory(target.parent)
+        fsync_directory(path.parent)
         return target
 
     def _kept(self, path: Path) -> Path:

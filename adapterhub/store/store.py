@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from adapterhub.base import BaseModel, BaseRegistry, Verdict, fits
@@ -60,7 +61,7 @@ from adapterhub.store.locks import locked
 from adapterhub.store.places import Places
 from adapterhub.store.refs import Move, Refs
 from adapterhub.store.trash import Trash
-from adapterhub.words import short
+from adapterhub.words import short, some
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,11 @@ class Store:
         """What `text` points at. NotFoundError with "did you mean", UsageError for an ambiguous prefix."""
         pointer = parse_pointer(text)
         if isinstance(pointer, Name):
-            digest = self.refs.require(pointer)
+            try:
+                digest = self.refs.require(pointer)
+            except NotFoundError as error:
+                self._perhaps_a_digest(text, error)
+                raise
             return Resolved(digest, self.manifest(digest), pointer)
         digest = self._by_prefix(pointer, text)
         return Resolved(digest, self.manifest(digest), None)
@@ -191,7 +196,7 @@ class Store:
     def known_base(self, digest: str) -> Mapping[str, Any]:
         """The base this adapter was trained on or last checked against: its attestation's body, or nothing."""
         for attestation in reversed(self.attestations(digest)):
-            if attestation.type == "base" and isinstance(attestation.body.get("fingerprint"), str):
+            if attestation.tells_the_base:
                 return attestation.body
         return {}
 
@@ -354,7 +359,7 @@ class Store:
             change.commit(
                 [Move(name, digest, None) for name, digest in removed],
                 op="rm",
-                why=f"rm {' '.join(map(str, names))}",
+                why=f"rm {some([str(name) for name in names], 8)}",
             )
         return removed
 
@@ -392,7 +397,7 @@ class Store:
             folder,
             overwrite,
             keep=(self.home,),
-            hint=f"adapterhub checkout {resolved.label} {folder} --overwrite",
+            hint=f"adapterhub checkout {resolved.label} {quote(str(folder))} --overwrite",
         )
         with new_folder(folder, overwrite=overwrite) as building:
             views.fill(building, resolved.manifest, self.blobs, link=False)
@@ -430,6 +435,13 @@ class Store:
             ):
                 if not path.exists():
                     write_file(path, f"{text}\n".encode(), self.layout.tmp)
+
+    def _perhaps_a_digest(self, text: str, error: NotFoundError) -> None:
+        """Says so where the unknown name is a digest without its @."""
+        with suppress(AdapterHubError):
+            pointer = parse_pointer(f"@{text}")
+            if isinstance(pointer, DigestPointer) and self._by_prefix(pointer, text):
+                error.why = f"Did you mean the digest @{text}?"
 
     def _by_prefix(self, pointer: DigestPointer, text: str) -> str:
         shelf = self.layout.manifests / pointer.prefix[:2]

@@ -96,9 +96,9 @@ class Trash:
         """Makes sure that the adapter is in the store, from the trash if need be; NotFoundError where it is in neither."""
         if not self.restore(digest):
             raise NotFoundError(
-                f"The adapter @{short(digest)} was deleted for good.",
-                why="It is neither in the store nor in the trash.",
-                hint="Add it again from where it came.",
+                f"The adapter @{short(digest)} is no longer in the store.",
+                why="Neither the store nor the trash has its manifest.",
+                hint="Add it again from where it came: adapterhub add FOLDER",
             )
 
     def restore(self, digest: str) -> bool:

@@ -121,7 +121,7 @@ def test_the_log_shows_what_was_undone_rolled_back_and_collected(home: Path) -> 
     rows = call("log", "--json").json
     assert [row["op"] for row in rows[:4]] == ["rollback", "undo", "gc", "rm"]
     assert rows[0]["why"] == "rollback tone"
-    assert rows[1]["why"].startswith("undo (gc")
+    assert rows[1]["why"].startswith("undo of gc")
     assert [row["op"] for row in call("log", "tone", "--json").json] == ["rollback", "add", "add"]
     assert call("log").code == 0
 

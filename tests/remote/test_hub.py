@@ -217,7 +217,7 @@ def test_one_that_does_not_fit_is_refused_in_words_of_its_address(
         said = machine.add("hf://org/tone", "--base", tiny.gpt2())
     assert said.code == 5
     assert "hf://org/tone doesn't fit the base" in said.err
-    assert "adapterhub add hf://org/tone --base" in said.err
+    assert "--allow-mismatch" in said.err
     assert "snapshots" not in said.err
 
 

@@ -66,12 +66,10 @@ def leave_operation(
         ).encode() + b"\n"
         for ref, before, after in moves
     )  # fmt: skip
-    data = journal.read_bytes()
-    journal.write_bytes(
-        data
-        + (b"\n" if data and not data.endswith(b"\n") else b"")
-        + (lines[:-9] if torn else lines)
-    )
+    whole, newline, _ = journal.read_bytes().rpartition(
+        b"\n"
+    )  # writers begin behind the last whole line
+    journal.write_bytes(whole + newline + (lines[:-9] if torn else lines))
     for ref, _, after in moves[:applied]:
         path = home / "store" / "refs" / ref
         if after is None:

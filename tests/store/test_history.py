@@ -381,7 +381,8 @@ def test_releases_survive_every_collection_as_often_as_config_says(
     assert problems(home) == []
     said = call("rollback", "a", "--json")
     assert said.code == 4
-    assert "deleted for good" in said.error["what"]
+    assert "no longer in the store" in said.error["what"]
+    assert "nor the trash" in said.error["why"]
 
 
 def test_keeping_no_releases_keeps_none(store: Store, home: Path, folders: dict[str, Path]) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,10 +215,11 @@ class Watched(RuleBasedStateMachine):
     def returning(self) -> dict[str, str]:
         """What a collection first gives back from the trash: names, rollbacks or running work need it (again)."""
         there, found = self.shelves(), {}
+        needed = {digest for digest in self.promised.needed() if self.can_come_back({digest})}
         for path, what in listing(self.home).items():  # the newest last
             top, _, inner = path.partition("/")[2].partition("/")
             if path.startswith("trash/") and top and inner.startswith(SHELVES[:3]) and inner not in there:  # fmt: skip
-                if self.is_needed(inner, self.promised.needed()):
+                if self.is_needed(inner, needed):
                     found[inner] = what
         return found
 
@@ -260,6 +262,15 @@ def ref_of(name: str) -> str:
     """Where a name's ref lies below refs/."""
     namespace, last, tag = parts(name)
     return f"{namespace or '_'}/{last}/{tag}"
+
+
+def differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
+    """Where two tables differ, and how."""
+    return [
+        f"{key}: {found.get(key)} instead of {wanted.get(key)}"
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
+    ]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -154,9 +154,9 @@ def parents_of(item: Attestation) -> Iterator[Parent]:
 
 
 def _based(item: Attestation) -> Based | None:
-    fingerprint = item.body.get("fingerprint")
-    if item.type != "base" or not isinstance(fingerprint, str):
+    if not item.tells_the_base:
         return None
+    fingerprint = str(item.body["fingerprint"])
     repo, revision = item.body.get("repo"), item.body.get("revision")
     return Based(
         fingerprint,

@@ -82,7 +82,7 @@ def fill_prints(
     with progress("Reading weights (MB)", sum(size for _, size in missing) / 1e6) as bar:
         for weights, size in missing:
             try:
-                with TensorFile(blobs.path(weights), label=WEIGHTS_NAME) as file:
+                with TensorFile(blobs.verified(weights), label=WEIGHTS_NAME) as file:
                     tensors, hashes = _prints(file)
             except AdapterHubError as error:
                 problems.append(error)
