@@ -5,6 +5,7 @@ PYTHON ?= python3.11 python3
 BIN := .venv/bin
 # One test process a core; a file's tests stay together. One process for debugging: make test WORKERS=0
 WORKERS ?= 2
+FUZZ_SECONDS ?= 600
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Tools keep what they remember in the checkout, never in the home directory.
@@ -18,7 +19,7 @@ export RUSTUP_HOME ?= $(CURDIR)/.cache/rustup
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check crash bench-store format lock clean
+.PHONY: help setup demo test check crash fuzz bench-store format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +50,9 @@ check: setup ## the fast loop before every commit: format, lint, types, import c
 
 crash: setup ## every command killed and without power at every point; about an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --all
+
+fuzz: setup ## every reader of foreign or stored bytes fuzzed, guided by coverage, for FUZZ_SECONDS in all
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 bench-store: setup ## how fast a store of 10,000 adapters is searched, and bytes go in and are checked
 	$(BIN)/python -m tests.bench.bench_store

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from adapterhub.errors import FormatError
 
 DIGEST_PREFIX = "sha256:"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 MAX_DOCUMENT_BYTES = 16 * 2**20
 """A manifest or attestation larger than this is an attack or a mistake, never metadata."""
 
@@ -33,6 +35,11 @@ def canonical_bytes(document: Mapping[str, Any]) -> bytes:
         return text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise FormatError("A document can't be written as JSON.", why=str(error)) from error
+
+
+def is_digest(text: object) -> bool:
+    """Whether `text` is `sha256:` and 64 hexadecimal digits."""
+    return isinstance(text, str) and bool(_DIGEST.match(text))
 
 
 def digest_of(data: bytes) -> str:

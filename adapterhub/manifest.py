@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from adapterhub.canonical import canonical_bytes, digest_of, parse_object
+from adapterhub.canonical import canonical_bytes, digest_of, is_digest, parse_object
 from adapterhub.errors import FormatError, UnsupportedError
 
 MANIFEST_SCHEMA = "adapterhub.manifest/1"
@@ -25,7 +25,6 @@ ATTESTATION_SCHEMA = "adapterhub.attestation/1"
 _T = TypeVar("_T")
 AttestationType = Literal["provenance", "base", "template", "eval", "note"]
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
@@ -166,14 +165,14 @@ def parse_manifest(data: bytes) -> Manifest:
             raise FormatError(
                 "The manifest is not valid.", why=f"files[].path {entry.path!r} leaves the folder."
             )
-        if not _DIGEST.match(entry.digest) or entry.size < 0:
+        if not is_digest(entry.digest) or entry.size < 0:
             raise FormatError(
                 "The manifest is not valid.",
                 why=f"files[] entry {entry.path!r} has a wrong digest or size.",
             )
     if len({entry.path for entry in fields.files}) != len(fields.files):
         raise FormatError("The manifest is not valid.", why="Two files have the same path.")
-    if not _DIGEST.match(fields.content):
+    if not is_digest(fields.content):
         raise FormatError("The manifest is not valid.", why="content is not a sha256 digest.")
     return Manifest(
         fields.kind, fields.base, fields.lora, tuple(fields.files), fields.content, document
@@ -198,7 +197,7 @@ def parse_attestation(data: bytes) -> Attestation:
     """The attestation in `data`; errors as `parse_manifest`."""
     document = _document(data, "The attestation", ATTESTATION_SCHEMA)
     fields = _convert(document, _AttestationSchema1, "The attestation")
-    if not _DIGEST.match(fields.subject):
+    if not is_digest(fields.subject):
         raise FormatError("The attestation is not valid.", why="subject is not a sha256 digest.")
     return Attestation(fields.subject, fields.type, fields.created, fields.body, document)
 

@@ -19,7 +19,10 @@ from typing import BinaryIO
 
 import msgspec
 
+from adapterhub.canonical import is_digest
+from adapterhub.errors import UsageError
 from adapterhub.fsio import disk_errors, fsync_directory, open_shared
+from adapterhub.names import parse_name
 from adapterhub.store.layout import Layout
 
 DONE, CANCEL = "done", "cancel"
@@ -237,6 +240,12 @@ def _parse(data: bytes) -> list[Change]:
 
 def _change(line: bytes) -> Change | None:
     try:
-        return msgspec.json.decode(line, type=Change)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        change = msgspec.json.decode(line, type=Change)
+        if change.ref:
+            parse_name(change.ref)
+        sound = datetime.fromisoformat(change.time).tzinfo is not None
+    except (msgspec.MsgspecError, ValueError, RecursionError, UsageError):
         return None
+    digests = (change.before, change.after)
+    sound = sound and all(digest is None or is_digest(digest) for digest in digests)
+    return change if sound else None

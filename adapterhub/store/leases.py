@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from adapterhub.canonical import is_digest
 from adapterhub.errors import NotFoundError, StoreDamagedError
 from adapterhub.fsio import is_read_only, write_file
 from adapterhub.store.journal import now
@@ -106,8 +107,11 @@ class Leases:
     def read(self, path: Path) -> Lease:
         """One lease; StoreDamagedError where the file is none."""
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Lease)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            lease = msgspec.json.decode(path.read_bytes(), type=Lease)
+            if not all(map(is_digest, lease.digests)):
+                raise ValueError("it names what is no digest")
+            return lease
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise StoreDamagedError(
                 f"The lease {path.name} can't be read.",
                 why=f"{path}: {error}. What it protects is unknown.",

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.canonical import DIGEST_PREFIX
+from adapterhub.canonical import is_digest
 from adapterhub.errors import AdapterHubError, ConflictError, NotFoundError, StoreDamagedError
 from adapterhub.fsio import flush_names, fsync_directory, make_directory, write_file
 from adapterhub.names import Name, is_name_part, parse_name
@@ -49,12 +49,7 @@ class Refs:
             return None
         except UnicodeDecodeError:
             text = ""
-        digits = text.removeprefix(DIGEST_PREFIX)
-        if (
-            not text.startswith(DIGEST_PREFIX)
-            or len(digits) != 64
-            or not set(digits) <= set("0123456789abcdef")
-        ):
+        if not is_digest(text):
             raise StoreDamagedError(
                 f"The ref {name} is damaged.",
                 why=f"{path} doesn't hold a digest.",

@@ -40,10 +40,14 @@ class CutShort:
 
 @dataclass(frozen=True)
 class Taken:
-    """What an undo is to do: the names it changes, and the trash folders it fills or empties."""
+    """What an undo is to do: the names it changes, and the trash folders it fills or empties.
+
+    It is impossible where all it could do is to bring back what was deleted for good.
+    """
 
     moves: tuple[Moved, ...]
     trash: tuple[Swept, ...]
+    is_impossible: bool
 
 
 @dataclass
@@ -159,7 +163,9 @@ class Promises:
             for name, digest in first.items()
             if self.refs.get(name) != digest
         ]
-        return Taken(tuple(moves), tuple((then[t], t) for t in then if then[t] != now[t]))
+        asked = [(then[trash], trash) for trash in then if then[trash] != now[trash]]
+        possible = tuple((verb, trash) for verb, trash in asked if trash in self.trash)
+        return Taken(tuple(moves), possible, bool(asked) and not possible and not moves)
 
 
 def parts(name: str) -> tuple[str, str, str]:
