@@ -18,10 +18,7 @@ _ROLES = "lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_
 _ROLE = re.compile(
     rf"(?P<module>.+)\.(?P<role>{_ROLES})(?P<adapter>\.(?!weight\Z|bias\Z)[^.]+)?(?P<leaf>\.weight|\.bias)?\Z"
 )
-# A saved module may itself have layers: classifier.modules_to_save.default.dense.weight.
-_SAVED = re.compile(
-    r"(?P<module>.+)\.modules_to_save(?:\.(?!weight\Z|bias\Z)[^.]+)?(?P<inner>(?:\.[^.]+)*)\.(?P<leaf>weight|bias)\Z"
-)
+_SAVED = "modules_to_save"
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,24 @@ def parse_key(name: str) -> Key:
     plain = plain.removeprefix(_PEFT_PREFIX)
     if match := _ROLE.match(plain):
         return Key(match["module"], match["role"], (match["leaf"] or "").lstrip("."))
-    if match := _SAVED.match(plain):
-        return Key(match["module"] + match["inner"], "full", match["leaf"])
+    while (shorter := _without_saved(plain)) != plain:  # also where it was wrapped twice
+        plain = shorter
     module, _, leaf = plain.rpartition(".")
     return Key(module, "full", leaf)
+
+
+def _without_saved(name: str) -> str:
+    """The name of a saved weight in the base: `modules_to_save` and the adapter's name after it left out.
+
+    A saved module may itself have layers: classifier.modules_to_save.default.dense.weight. By parts and not by a regular
+    expression, which would go back and forth for minutes in a name made for that.
+    """
+    parts = name.split(".")
+    if parts[-1] not in ("weight", "bias"):
+        return name
+    for place in range(len(parts) - 2, 0, -1):
+        if not parts[place]:
+            break
+        if parts[place] == _SAVED and (place > 1 or parts[0]):
+            del parts[place : min(place + 2, len(parts) - 1)]
+    return ".".join(parts)

@@ -22,7 +22,7 @@ PATTERN_SECONDS = 3.0
 """For all expressions of one configuration together."""
 
 _PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.-]+\Z")
-_OTHERWISE = re.compile(r"\{(?!\d*,?\d*\})|\[\^?\]?[^\]]*\[[:.=]")
+_OTHERWISE = re.compile(r"\{(?!\d{0,9},?\d{0,9}\})|\[:\^?\w{0,20}:\]")
 
 
 def match_pattern(
@@ -93,19 +93,19 @@ class PatternClock:
 def _check_size(pattern: str, others: int) -> None:
     """Refuses what would take memory or time before the first match: very long, very many, or multiplied repeats.
 
-    And what `regex` takes otherwise than `re`, with which PEFT reads it: fuzzy matching and classes such as [[:alpha:]].
+    And what `regex` takes otherwise than `re`, with which PEFT reads it: fuzzy matching, and classes such as [:alpha:].
     """
-    if _OTHERWISE.search(pattern):
+    why = "It is too long, repeats too much, or is one of too many."
+    wrong = len(pattern) > MAX_PATTERN or others >= MAX_PATTERNS
+    if not wrong:
+        counts = re.findall(r"\{(\d{0,9})(?:,(\d{0,9}))?\}", pattern)
+        repeats = math.prod(max(int(low or 1), int(high or 1)) or 1 for low, high in counts)
+        wrong = repeats > MAX_REPEATS
+    if not wrong and _OTHERWISE.search(pattern):
+        wrong, why = True, "It has braces that are no repeat, or a class of characters by its name."
+    if wrong:
         raise FormatError(
             f"The pattern {pattern[:80]!r} in adapter_config.json can't be used.",
-            why="It has braces that are no repeat, or a set in a set.",
-            hint="Name the modules it means in full.",
-        )
-    counts = re.findall(r"\{(\d{0,9})(?:,(\d{0,9}))?\}", pattern)
-    repeats = math.prod(max(int(low or 1), int(high or 1)) or 1 for low, high in counts)
-    if len(pattern) > MAX_PATTERN or others >= MAX_PATTERNS or repeats > MAX_REPEATS:
-        raise FormatError(
-            f"The pattern {pattern[:80]!r} in adapter_config.json can't be used.",
-            why="It is too long, repeats too much, or is one of too many.",
+            why=why,
             hint="Name the modules it means in full.",
         )

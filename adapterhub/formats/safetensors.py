@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # reading a header needs no numpy, so it is loaded with the f
     import numpy.typing as npt
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
+MAX_NAME = 4096
+"""Characters of a tensor's name. Real ones have at most a few hundred; taking a very long one apart takes long."""
 BLOCK_BYTES = 2**20
 """Bytes looked at a time where a whole tensor isn't needed: they fit into the processor's cache."""
 
@@ -208,6 +210,8 @@ def encode_header(
 
 
 def _tensor(path: Path, name: str, entry: Any, origin: int, size: int, bad: Any) -> TensorInfo:
+    if len(name) > MAX_NAME:
+        raise bad(f"a tensor's name has {len(name)} characters: {name[:80]!r}...")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise bad(f"tensor {name!r} lacks dtype, shape or data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -37,7 +37,9 @@ class HubAddress:
         if self.folder and "/" not in self.repo:
             revision = revision or "main"
         at = f"@{quote(revision, safe='')}" if revision else ""
-        return f"{SCHEME}{self.repo}{at}" + (f"/{self.folder}" if self.folder else "")
+        # Somebody may be called models; before a folder that would be read as the kind of repository.
+        kind = "models/" if self.folder and self.repo.startswith("models/") else ""
+        return f"{SCHEME}{kind}{self.repo}{at}" + (f"/{self.folder}" if self.folder else "")
 
     @property
     def command(self) -> str:
@@ -62,6 +64,8 @@ def parse_address(text: str) -> HubAddress:
     first, *rest = text[len(SCHEME) :].split("/") if is_hub(text) else [""]
     if first == "models" and len(rest) > 1:  # as huggingface_hub writes them
         first, *rest = rest
+        if first == "models" and rest:
+            raise _bad(text, "nobody's repositories are in 'models'")
     if first in _KINDS and rest:
         raise _bad(text, f"it is in {first}, and adapters are in model repositories")
     if "@" in first or not rest:

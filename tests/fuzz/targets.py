@@ -318,6 +318,7 @@ _TENSOR_FILES = (
     file_of({"x": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, bytes(4)),
     file_of({"__metadata__": {"format": "pt"}}, length=2**63),
     file_of(b'{"a":' + DEEP + b"}"),
+    sound_file({"a" * 5000: ("F32", [1], bytes(4))}),
 )  # fmt: skip
 _SINGLE_FILES = tuple(
     file_of({"__metadata__": {METADATA_KEY: metadata}, **table_of(tensors)}, b"".join(data for _, _, data in tensors.values()))
@@ -354,9 +355,18 @@ SEEDS: Mapping[str, tuple[bytes, ...]] = {
     "base": (b'{"model_type": "gpt2", "tie_word_embeddings": true}', b'{"a":' + DEEP + b"}"),
     "base index": (b'{"weight_map": {"q.weight": "model-1.safetensors"}}',),
     "base record": (_RECORD, b"{}"),
-    "tensor name": (b"base_model.model.q.lora_A.default.weight", b"a.modules_to_save.b.weight"),
+    "tensor name": (
+        b"base_model.model.q.lora_A.default.weight",
+        b"a.modules_to_save.b.modules_to_save.c.weight",
+        b"a" + b".modules_to_save" * 2000 + b".x",
+    ),
     "name": (b"support/tone:v2", b"tone@sha256:1f2e3d", b"a\x00b", b"con.x"),
-    "address": (b"hf://org/repo@main/folder", b"hf://gpt2@refs%2Fpr%2F1/a/b", b"hf://models/a/b"),
+    "address": (
+        b"hf://org/repo@main/folder",
+        b"hf://gpt2@refs%2Fpr%2F1/a/b",
+        b"hf://models/a/b",
+        b"hf://models/models/a@v1/b",
+    ),
 }
 """The readers' names (methods of `Readers`), and what each is first given: something sound, then what was a fault once."""
 NAMES = tuple(SEEDS)

@@ -73,7 +73,7 @@ def test_whatever_bytes_come_nothing_but_our_own_errors_comes_out(
         deadline=None,
         database=None,
         phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     @given(inputs(targets[name]))
     def some(data: bytes) -> None:
