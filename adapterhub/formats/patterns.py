@@ -22,7 +22,7 @@ PATTERN_SECONDS = 3.0
 """For all expressions of one configuration together."""
 
 _PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.-]+\Z")
-_OTHERWISE = re.compile(r"\{(?!\d{0,9},?\d{0,9}\})|\[:\^?\w{0,20}:\]")
+_OTHERWISE = re.compile(r"\{(?!\d{0,9}(?:,\d{0,9})?\})|\[:\^?\w{0,20}:\]")
 
 
 def match_pattern(

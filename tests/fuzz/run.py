@@ -91,7 +91,7 @@ def fuzz(name: str, seconds: int) -> None:
     """Runs libFuzzer in this process, which it ends."""
     import atheris
 
-    with atheris.instrument_imports(include=["adapterhub", "tomllib"]):
+    with atheris.instrument_imports(include=["adapterhub", "tomllib"]):  # pyright: ignore[reportAttributeAccessIssue]
         from adapterhub.errors import AdapterHubError
         from tests.fuzz.targets import Readers
 
