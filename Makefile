@@ -6,6 +6,7 @@ BIN := .venv/bin
 # One test process a core; a file's tests stay together. One process for debugging: make test WORKERS=0
 WORKERS ?= 2
 FUZZ_SECONDS ?= 600
+BENCH ?=
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Tools keep what they remember in the checkout, never in the home directory.
@@ -19,10 +20,10 @@ export RUSTUP_HOME ?= $(CURDIR)/.cache/rustup
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check crash fuzz bench-store format lock clean
+.PHONY: help setup demo test check crash fuzz bench-store bench-merge bench-methods format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv/ from requirements/dev.lock; does nothing where it is up to date
 	@for python in $(PYTHON); do \
@@ -57,6 +58,12 @@ fuzz: setup ## every reader of foreign or stored bytes fuzzed, guided by coverag
 bench-store: setup ## how fast a store of 10,000 adapters is searched, and bytes go in and are checked
 	$(BIN)/python -m tests.bench.bench_store
 	$(BIN)/python -m tests.bench.bench_bytes
+
+bench-merge: setup ## what merging costs, beside PEFT: BENCH="--quick", "--scaling", "--all-peers" or "--help"
+	$(BIN)/python -m tests.bench.bench_merge $(BENCH)
+
+bench-methods: setup ## every merge method on the demo's two adapters: perplexity on both tasks (after make demo)
+	$(BIN)/python -m tests.bench.bench_methods $(BENCH)
 
 format: setup ## let ruff write the format and the fixes that are safe
 	$(BIN)/ruff check --fix-only

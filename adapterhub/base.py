@@ -16,13 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from adapterhub.canonical import canonical_bytes, digest_of, read_object
 from adapterhub.errors import FormatError, NotFoundError
 from adapterhub.formats.peft import AdapterFacts
 from adapterhub.formats.peft_config import looks_like_repo
 from adapterhub.formats.safetensors import FLOATS, TensorFile, TensorInfo
-from adapterhub.fsio import make_directory, write_file
-from adapterhub.manifest import BaseClaim, is_commit, is_safe_relative_path
+from adapterhub.fsio import is_folder, make_directory, typed_path, write_file
+from adapterhub.manifest import BaseClaim, Count, is_commit, is_safe_relative_path, is_unicode
 from adapterhub.words import some
 
 SAMPLES = 64
@@ -72,6 +74,13 @@ class BaseModel:
             (name for name in sorted(self.tensors) if name.endswith(EMBEDDING_SUFFIXES)), None
         )
 
+    @property
+    def architecture(self) -> str | None:
+        """The class that transformers builds it as, where the configuration names one."""
+        named = self.config.get("architectures")
+        first = named[0] if isinstance(named, list) and named else None
+        return first if isinstance(first, str) else None
+
     @cached_property
     def tied(self) -> bool:
         """Whether the head shares the input embedding's weight."""
@@ -115,7 +124,8 @@ class BaseModel:
 
         Told by the architecture, since a square weight doesn't show it.
         """
-        if self.config.get("model_type") not in _CONV1D_MODELS:
+        kind = self.config.get("model_type")
+        if not isinstance(kind, str) or kind not in _CONV1D_MODELS:
             return False
         return module.rpartition(".")[2] in _CONV1D_MODULES
 
@@ -350,19 +360,28 @@ def _sample(file: TensorFile, info: TensorInfo) -> str:
     ).hexdigest()
 
 
+class _Record(msgspec.Struct):
+    path: str
+    fingerprint: str
+    repo: str | None = None
+    revision: str | None = None
+    parameters: Count = 0
+    architecture: str | None = None
+
+
 def _record(path: Path) -> dict[str, Any]:
     record = read_object(path, str(path))
-    texts = [record.get(key) for key in ("path", "fingerprint")]
-    names = [record.get(key) for key in ("repo", "revision")]
-    if not all(isinstance(text, str) for text in texts) or not all(
-        isinstance(text, str | None) for text in names
-    ):
+    try:
+        known = msgspec.convert(record, _Record)
+        if not Path(known.path).is_absolute():
+            raise ValueError("Its path leads from nowhere")
+    except (ValueError, RecursionError) as error:
         raise FormatError(
             f"{path} is no record of a base.",
-            why="It must have a path and a fingerprint, and may have a repository and a revision.",
+            why=f"{error}. It must have a path and a fingerprint, and may have a repository and a revision.",
             hint="Remove that file, and add the base again: adapterhub base add FOLDER",
-        )
-    return {"repo": None, "revision": None, **record}
+        ) from error
+    return {**msgspec.to_builtins(known), **record}
 
 
 class BaseRegistry:
@@ -376,7 +395,13 @@ class BaseRegistry:
         return [_record(path) for path in sorted(self.folder.glob("*.json"))]
 
     def remember(self, base: BaseModel) -> dict[str, Any]:
-        """Records a base; the same folder again replaces its record."""
+        """Records a base; the same folder again replaces its record. FormatError for a path that is no UTF-8."""
+        if not is_unicode(str(base.path)):
+            raise FormatError(
+                f"The base {base.path} can't be remembered.",
+                why="Its path is no UTF-8, and a record is.",
+                hint="Give its folder another name, then add it again.",
+            )
         before = next((known for known in self.records() if known["path"] == str(base.path)), None)
         same = before is not None and before["fingerprint"] == base.fingerprint
         record = {
@@ -385,7 +410,7 @@ class BaseRegistry:
             "path": str(base.path),
             "fingerprint": base.fingerprint,
             "parameters": sum(info.count for info in base.tensors.values()),
-            "architecture": next(iter(base.config.get("architectures") or []), None),
+            "architecture": base.architecture,
         }
         make_directory(self.folder)
         key = hashlib.sha256(str(base.path).encode()).hexdigest()[:16]
@@ -394,8 +419,8 @@ class BaseRegistry:
 
     def open(self, text: str, *, repo: str | None = None, revision: str | None = None) -> BaseModel:
         """The base `text` means: a folder, a repository remembered here, or one in the Hugging Face cache."""
-        folder = Path(text).expanduser()
-        if folder.is_dir():
+        folder = typed_path(text)
+        if is_folder(folder):
             known = next((r for r in self.records() if r["path"] == str(folder.resolve())), None)
             if known:
                 repo, revision = repo or known["repo"], revision or known["revision"]
@@ -409,7 +434,7 @@ class BaseRegistry:
             if (
                 same
                 and (revision is None or record["revision"] in (None, revision))
-                and Path(record["path"]).is_dir()
+                and is_folder(record["path"])
             ):
                 return read_base(
                     Path(record["path"]), repo=record["repo"], revision=record["revision"]
@@ -421,6 +446,8 @@ class BaseRegistry:
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         try:
+            if revision is not None and not is_safe_relative_path(revision):
+                raise FileNotFoundError(revision)  # to the cache it is part of a path
             folder = snapshot_download(repo, revision=revision, local_files_only=True)
         except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
             at = f" at revision {revision[:12]}" if revision else ""

@@ -78,6 +78,19 @@ def in_words(error: OSError) -> AdapterHubError:
     )
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there that we may look at.
+
+    Where `Path.is_dir` raises, as for a name longer than any can be or behind a closed door, there is none for us.
+    """
+    return os.path.isdir(path)
+
+
+def typed_path(text: str) -> Path:
+    """The path that somebody typed: `~` and `~user` are homes. Those of nobody stay as they are."""
+    return Path(os.path.expanduser(text))
+
+
 def temporary_name(stem: str = "") -> str:
     """A name no other process uses."""
     return f"{stem}.{os.getpid()}.{secrets.token_hex(6)}.tmp"

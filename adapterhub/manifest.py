@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,10 @@ from adapterhub.errors import FormatError, UnsupportedError
 
 MANIFEST_SCHEMA = "adapterhub.manifest/1"
 ATTESTATION_SCHEMA = "adapterhub.attestation/1"
+
+MAX_COUNT = 2**63 - 1
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+"""Of parameters, bytes, ...: what a database can hold. More than that is no adapter of this world."""
 
 _T = TypeVar("_T")
 AttestationType = Literal["provenance", "base", "template", "eval", "note"]
@@ -33,7 +37,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
     path: str
     digest: str
-    size: int
+    size: Annotated[int, msgspec.Meta(le=MAX_COUNT)]
 
 
 class BaseClaim(msgspec.Struct, frozen=True):
@@ -47,13 +51,13 @@ class BaseClaim(msgspec.Struct, frozen=True):
 class LoraFacts(msgspec.Struct, frozen=True):
     """What a low-rank adapter's tensors mean. `rank` and `alpha` are the defaults that the patterns override."""
 
-    rank: int
+    rank: Count
     alpha: float
     targets: list[str] | str
-    modules: int
-    parameters: int
+    modules: Count
+    parameters: Count
     dtype: str
-    rank_pattern: dict[str, int] = {}
+    rank_pattern: dict[str, Count] = {}
     alpha_pattern: dict[str, float] = {}
     use_rslora: bool = False
     use_dora: bool = False
@@ -132,6 +136,12 @@ class Attestation:
             and not self.body.get("allowed_mismatch")
         )
 
+    @property
+    def remarks(self) -> list[str]:
+        """What was remarked upon when the adapter came in."""
+        notes = self.body.get("notes") if self.type == "provenance" else None
+        return [str(note) for note in notes] if isinstance(notes, list) else []
+
     @cached_property
     def data(self) -> bytes:
         return canonical_bytes(self.document)
@@ -170,8 +180,13 @@ def parse_manifest(data: bytes) -> Manifest:
                 "The manifest is not valid.",
                 why=f"files[] entry {entry.path!r} has a wrong digest or size.",
             )
-    if len({entry.path for entry in fields.files}) != len(fields.files):
+    if sum(entry.size for entry in fields.files) > MAX_COUNT:
+        raise FormatError("The manifest is not valid.", why="No disk could hold its files.")
+    paths = {entry.path for entry in fields.files}
+    if len(paths) != len(fields.files):
         raise FormatError("The manifest is not valid.", why="Two files have the same path.")
+    if paths & {path[:end] for path in paths for end, letter in enumerate(path) if letter == "/"}:
+        raise FormatError("The manifest is not valid.", why="A file is the folder of another.")
     if not is_digest(fields.content):
         raise FormatError("The manifest is not valid.", why="content is not a sha256 digest.")
     return Manifest(

@@ -12,6 +12,8 @@ from adapterhub.errors import UsageError
 
 DAY = 86400.0
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
+_SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]I?B|B)\Z")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])\Z")
 
 
@@ -62,3 +64,15 @@ def duration(text: str, where: str) -> float:
             hint="For example 12h or 7d.",
         )
     return float(match[1]) * _UNITS[match[2]]
+
+
+def size(text: str, where: str) -> int:
+    """Bytes in `512MB`, `2GB` or `1.5GiB`; `where` is what an error names."""
+    match = _SIZE.match(text.strip().upper())
+    if match is None:
+        raise UsageError(
+            f"'{text}' {where} is no size.",
+            why="It must be a number with B, kB, MB, GB, KiB, MiB or GiB.",
+            hint="For example 512MB or 2GB.",
+        )
+    return int(float(match[1]) * _SIZES[match[2]])

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from adapterhub.canonical import DIGEST_PREFIX
+
+_REPR = reprlib.Repr()  # Python 3.11 takes its limits one by one
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 2, 60, 40, 60
 
 
 def short(digest: str, length: int = 12) -> str:
@@ -17,6 +22,28 @@ def short(digest: str, length: int = 12) -> str:
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def shown(value: object) -> str:
+    """A value that somebody wrote into a file, as an error quotes it: not more than a line."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # an integer of more digits than Python writes out
+        return "that"
+
+
+def briefly(key: object) -> str:
+    """A key that somebody wrote into a file, as `shown`, without quotes."""
+    return shown(key).strip("'")
+
+
+def hanging(head: str, text: str, width: int | None) -> list[str]:
+    """`head` and `text` in lines of `width` columns at most, the further ones under the text; one line without a width."""
+    if width is None or len(head) + len(text) <= width:
+        return [head + text]
+    return textwrap.wrap(
+        text, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+    )
 
 
 def natural(text: str) -> list[tuple[bool, int, str]]:

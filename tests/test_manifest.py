@@ -100,12 +100,24 @@ def test_what_json_cannot_say_is_refused(value: object) -> None:
         (b'{"a":' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"\xff\xfe\x00", "not valid JSON"),
         (b'{"a":"' + b"x" * (17 * 2**20) + b'"}', "too large"),
+        (b'{"a":["\\ud800"]}', "half of a surrogate pair"),
+        (b'{"\\udc00\\ud800":0}', "half of a surrogate pair"),
+        (b'{"a":"\\\\\\ud83d\\\\ude00"}', "half of a surrogate pair"),
+        (b'{"a":1e999}', "too large for a number"),
+        (b'{"a":' + b"[" * 100 + b"0" + b"]" * 100 + b"}", "nested too deeply"),
     ],
 )
 def test_hostile_json_is_refused_with_the_reason(data: bytes, why: str) -> None:
     with pytest.raises(FormatError) as caught:
         parse_object(data, "It")
     assert why in str(caught.value)
+
+
+def test_what_is_only_near_to_that_is_taken() -> None:
+    data = b'{"a":"\\ud83d\\uDE00","b":"\\\\ud800","c":' + b"[" * 99 + b"1e300" + b"]" * 99 + b"}"
+    document = parse_object(data, "It")
+    assert (document["a"], document["b"]) == ("\U0001f600", "\\ud800")
+    assert json.loads(canonical_bytes(document)) == document
 
 
 def test_the_digest_of_a_manifest_is_the_sha256_of_its_bytes() -> None:
@@ -156,7 +168,10 @@ def test_an_unknown_schema_is_refused_by_its_name(schema: object) -> None:
         ({"files": one_file("x", SOME.upper())}, "wrong digest"),
         ({"files": one_file("x", SOME + "\n")}, "wrong digest"),
         ({"files": one_file("x", SOME, -1)}, "wrong digest or size"),
+        ({"files": one_file("x", SOME, 2**63)}, "size"),
+        ({"files": one_file("x", SOME, 2**62) + one_file("y", SOME, 2**62)}, "No disk"),
         ({"files": one_file("x") * 2}, "same path"),
+        ({"files": one_file("x") + one_file("xx/y") + one_file("x/y/z")}, "folder of another"),
         ({"files": one_file("x", SOME, 1)[0]}, "array"),
         ({"content": "abc"}, "content is not"),
         ({"kind": 3}, "kind"),

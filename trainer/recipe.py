@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 from msgspec import Meta
 
 from adapterhub.canonical import canonical_bytes, digest_of
 from adapterhub.errors import NotFoundError, UsageError
+from adapterhub.fsio import typed_path
 from adapterhub.names import parse_name
 from adapterhub.words import did_you_mean
+from adapterhub.yamltext import parse_yaml
 
 _Positive = Annotated[int, Meta(ge=1)]
 _Fraction = Annotated[float, Meta(ge=0, lt=1)]
@@ -89,10 +90,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     """
     if not path.is_file():
         raise NotFoundError(f"There is no recipe {path}.")
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path.name} is not valid YAML.", why=str(error)) from error
+    document = parse_yaml(path.read_bytes(), path.name)
     if not isinstance(document, dict):
         raise UsageError(
             f"{path.name} must hold keys and values.", why=f"It is a {type(document).__name__}."
@@ -125,8 +123,8 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
 
 
 def _located(recipe: Recipe, folder: Path, *, overridden: frozenset[str]) -> Recipe:
-    data = Path(recipe.data.path).expanduser()
-    base = folder / Path(recipe.base).expanduser()
+    data = typed_path(recipe.data.path)
+    base = folder / typed_path(recipe.base)
     changes: dict[str, Any] = {
         "data": msgspec.structs.replace(recipe.data, path=str(folder / data))
     }
@@ -166,24 +164,3 @@ def _told(error: msgspec.ValidationError, document: Mapping[str, Any]) -> UsageE
         f"The recipe's {path or 'document'} is {found!r}, which can't be taken.",
         why=f"Expected: {expected}.",
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `2e-4` is a number (YAML 1.1 reads a string), and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} appears twice", node.start_mark
-            )
-        result: dict[Any, Any] = super().construct_mapping(node, deep)
-        return result
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+\Z"),
-    list("-+.0123456789"),
-)

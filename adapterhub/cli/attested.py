@@ -31,20 +31,26 @@ def in_a_line(attestation: Attestation) -> str:
 
 def _merged(body: Mapping[str, Any]) -> str:
     recipe, report = _inner(body, "recipe"), _inner(body, "report")
-    parents = body.get("parents")
-    names = (
-        [str(_mapping(parent).get("name")) for parent in parents]
-        if isinstance(parents, list)
-        else []
-    )
-    weights = recipe.get("weights")
-    pairs = zip(names, weights, strict=False) if isinstance(weights, list) else ()
-    terms = " + ".join(f"{weight}·{name}" for name, weight in pairs)
+    known = body.get("parents")
+    parents = [_mapping(one) for one in known] if isinstance(known, list) else []
+    names = {one.get("digest"): str(one.get("name")) for one in parents}
+    inputs, weights, steps = (recipe.get(key) for key in ("parents", "weights", "steps"))
+    if isinstance(steps, list):
+        told, how = list(names.values()), f" in {len(steps)} steps"
+    else:
+        digests = inputs if isinstance(inputs, list) else []
+        told, how = [names.get(one, "?") for one in map(str, digests)], ""
+        if isinstance(weights, list) and weights:
+            told = [f"{n} ({_weight(w)})" for n, w in zip(told, weights, strict=False)]
     parameters = "".join(f", {key} {value}" for key, value in _inner(recipe, "parameters").items())
     return (
-        f"{recipe.get('method')} of {terms}{parameters}; rank {report.get('rank')},"
+        f"{recipe.get('method')}{how} of {', '.join(told)}{parameters}; rank {report.get('rank')},"
         f" energy kept {report.get('energy_kept')}, error {report.get('error')}"
     )
+
+
+def _weight(value: object) -> str:
+    return "by module" if isinstance(value, list) else _number(value)
 
 
 def _trained(body: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from adapterhub.base import read_base
 from adapterhub.cli.command import Context, command
 from adapterhub.errors import ExitCode, UsageError
 from adapterhub.formats.peft_config import looks_like_repo
+from adapterhub.fsio import is_folder, typed_path
 from adapterhub.manifest import is_commit
 from adapterhub.words import human_count, short
 
@@ -44,8 +44,8 @@ def base_add(
             why="A branch or tag can move.",
             hint="Give all 40 hexadecimal digits.",
         )
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = typed_path(source)
+    if is_folder(folder):
         model = read_base(folder, repo=repo, revision=revision)
     else:
         model = ctx.store.bases.open(source, repo=repo, revision=revision)

@@ -8,15 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from adapterhub.cli.command import Context, command, require_extra
-from adapterhub.cli.merging import (
+from adapterhub.cli.parameters import (
     AllowMismatch,
+    Device,
+    MemoryBudget,
     Method,
-    Names,
+    NamesOrRecipe,
+    Seed,
+    Semantics,
     Weights,
     Workers,
     recipe_for,
+    recipe_from,
+    resources_of,
     with_parameters,
 )
+from adapterhub.merge.recipe_file import is_recipe
 from adapterhub.words import human_size
 
 
@@ -24,21 +31,37 @@ from adapterhub.words import human_size
 @with_parameters
 def export(
     ctx: Context,
-    names: Names,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    names: NamesOrRecipe,
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
+    ],
     base: Annotated[
-        str | None, typer.Option(help="Folder or repository; by default the adapters' own.")
+        str | None,
+        typer.Option(metavar="BASE", help="Folder or repository. Default: the adapters' own."),
     ] = None,
-    method: Method = "linear",
+    method: Method = None,
     weights: Weights = None,
+    semantics: Semantics = None,
+    seed: Seed = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    parameters: dict[str, Any],
     allow_mismatch: AllowMismatch = False,
     workers: Workers = None,
-    *,
-    parameters: dict[str, Any],
+    memory: MemoryBudget = "512MB",
+    device: Device = "cpu",
 ) -> None:
     """Write base + adapter as a full model; several adapters are merged on the way, untruncated."""
-    parents, recipe = recipe_for(ctx, names, method, weights, parameters)
+    if len(names) == 1 and is_recipe(names[0]):
+        decided = {"--method": method, "--weights": weights, "--semantics": semantics}
+        parents, recipe, _, its_base = recipe_from(
+            ctx, names[0], {**decided, "--seed": seed}, parameters
+        )
+        base = base or its_base
+    else:
+        parents, recipe = recipe_for(
+            ctx, names, method, weights, parameters, semantics=semantics, seed=seed
+        )
     require_extra("torch", "merge")
     from adapterhub.export.run import export as run_export
 
@@ -51,7 +74,7 @@ def export(
         progress=ctx.out.progress,
         overwrite=overwrite,
         allow_mismatch=allow_mismatch,
-        workers=workers,
+        resources=resources_of(workers, memory, device),
         warn=ctx.out.warn,
     )
     ctx.out.record(

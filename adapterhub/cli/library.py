@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,6 @@ import typer
 from adapterhub.cli.attested import in_a_line
 from adapterhub.cli.command import Context, command
 from adapterhub.formats.peft import NO_BASE
-from adapterhub.manifest import Attestation
 from adapterhub.store import Entry, Resolved, Store
 from adapterhub.words import human_count, human_size, short
 
@@ -126,7 +126,9 @@ def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[
     if beyond := facts.beyond_lora():
         record["beyond plain LoRA"] = beyond
     attestations = store.attestations(resolved.digest)
-    notes = dict.fromkeys([*facts.notes, *_noted(attestations)])
+    notes = dict.fromkeys(
+        [*facts.notes, *chain.from_iterable(item.remarks for item in attestations)]
+    )
     if store.known_base(resolved.digest):
         notes.pop(NO_BASE, None)
     record["notes"] = list(notes)
@@ -158,12 +160,3 @@ def _for_people(record: dict[str, Any]) -> dict[str, Any]:
         lora = {**record["lora"], "parameters": human_count(record["lora"]["parameters"])}
         shown["lora"] = {key: value for key, value in lora.items() if value not in ({}, [])}
     return shown
-
-
-def _noted(attestations: list[Attestation]) -> list[str]:
-    return [
-        str(note)
-        for item in attestations
-        if item.type == "provenance"
-        for note in item.body.get("notes", [])
-    ]

@@ -1,147 +1,116 @@
-"""`merge` and `methods`. The parameters' flags are made from the method specs, so a new method brings its own."""
+"""`merge` and `rebuild`."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adapterhub.cli.command import Context, command, require_extra
-from adapterhub.merge.recipe import Recipe, make_recipe, parse_weights
-from adapterhub.merge.specs import MethodSpec, ParameterSpec, method
-from adapterhub.merge.specs import methods as all_methods
-from adapterhub.words import short
+from adapterhub.cli.parameters import (
+    AllowMismatch,
+    Base,
+    Device,
+    Dora,
+    MemoryBudget,
+    Method,
+    NamesOrRecipe,
+    SavedFrom,
+    Seed,
+    Semantics,
+    Weights,
+    Workers,
+    recipe_for,
+    recipe_from,
+    resources_of,
+    with_parameters,
+    word_of,
+)
+from adapterhub.errors import ExitCode
+from adapterhub.merge.recipe import Recipe, Step
+from adapterhub.merge.recipe_file import is_recipe
+from adapterhub.merge.schedule import Schedule
+from adapterhub.words import hanging, short
 
-Names = Annotated[
-    list[str], typer.Argument(metavar="NAME...", help="Names or @digests of adapters.")
-]
-Method = Annotated[
-    str, typer.Option("--method", "-m", help="How to merge; see `adapterhub methods`.")
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="One number an adapter: 0.7,0.3. Default: 1/K each for means, else 1 each."),
-]
-AllowMismatch = Annotated[
-    bool,
-    typer.Option(
-        "--allow-mismatch", help="Go on although the bases are known to differ; this is recorded."
-    ),
-]
-Workers = Annotated[
-    int | None, typer.Option(help="Cores to use; the result doesn't depend on it.", min=1)
-]
+if TYPE_CHECKING:
+    from adapterhub.merge.run import MergeOutcome
+    from adapterhub.store import Resolved
 
-
-def with_parameters(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives `function` a flag for every parameter of every method; they arrive together as `parameters`."""
-    found: dict[str, tuple[ParameterSpec, list[str]]] = {}
-    for spec in all_methods().values():
-        for parameter in spec.parameters:
-            found.setdefault(parameter.name, (parameter, []))[1].append(spec.name)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(f"parameter_{name}") for name in found}
-        return function(
-            *args,
-            parameters={name: value for name, value in given.items() if value is not None},
-            **kwargs,
-        )
-
-    signature = inspect.signature(function, eval_str=True)
-    own = [
-        parameter for parameter in signature.parameters.values() if parameter.name != "parameters"
-    ]
-    extra = []
-    for name, (parameter, used_by) in found.items():
-        kind = str if parameter.choices else float
-        text = f"{parameter.help} {parameter.range[0].upper()}{parameter.range[1:]}. [{', '.join(used_by)}; default {parameter.default}]"
-        option = typer.Option(
-            parameter.flag,
-            help=text,
-            show_default=False,
-            rich_help_panel="Parameters of the method",
-        )
-        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
-        extra.append(
-            inspect.Parameter(
-                f"parameter_{name}",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=annotation,
-            )
-        )
-    run.__name__, run.__doc__, run.__module__ = (
-        function.__name__,
-        function.__doc__,
-        function.__module__,
-    )
-    run.__signature__ = signature.replace(parameters=[*own, *extra])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
-    return run
-
-
-def recipe_for(
-    ctx: Context,
-    names: list[str],
-    method_name: str,
-    weights: str | None,
-    parameters: dict[str, Any],
-    rank: str = "auto",
-    dtype: str | None = None,
-) -> tuple[list[Any], Recipe]:
-    """The parents, resolved, and the complete recipe."""
-    spec = method(method_name)
-    numbers = parse_weights(weights) if weights is not None else None
-    spec.check_parameters(parameters)
-    parents = [ctx.store.resolve(name) for name in names]
-    digests = [parent.digest for parent in parents]
-    recipe = make_recipe(
-        spec.name, digests, weights=numbers, parameters=parameters, rank=rank, dtype=dtype
-    )
-    return parents, recipe
+_PLAN = ("rank", "dtype", "seed", "dora", "saved_from")
+_MEANINGS = {
+    "retained": "what the result holds of each: 1 all of it, 0 nothing, below 0 its opposite",
+    "subspace": "the share of each that lies within the result's directions",
+}
 
 
 @command
 @with_parameters
 def merge(
     ctx: Context,
-    names: Names,
-    method: Method = "linear",
+    names: NamesOrRecipe,
+    *,
+    method: Method = None,
     weights: Weights = None,
     rank: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="auto, full, or a number. auto: the smallest servable rank that keeps 99%."
+            metavar="RANK",
+            help="auto (default): the smallest that vLLM serves and that keeps 99%; full; a number; energy=0.99.",
         ),
-    ] = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; by default the parents'.")
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="float32, bfloat16, float16. Default: the adapters'."),
+    ] = None,
+    semantics: Semantics = None,
+    seed: Seed = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", help="Name of the result; made of the parents by default."),
+        typer.Option(
+            "--name",
+            "-n",
+            metavar="NAME",
+            help="Of the result. Default: made of the adapters' names.",
+        ),
     ] = None,
     move: Annotated[
-        bool, typer.Option("--move", help="Point an existing name at the result.")
+        bool, typer.Option("--move", help="Point a name that is taken at the result.")
     ] = False,
-    allow_mismatch: AllowMismatch = False,
-    workers: Workers = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Merge again although the result is in the store.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe and change nothing.")
     ] = False,
-    *,
     parameters: dict[str, Any],
+    base: Base = None,
+    saved_from: SavedFrom = None,
+    dora: Dora = None,
+    allow_mismatch: AllowMismatch = False,
+    workers: Workers = None,
+    memory: MemoryBudget = "512MB",
+    device: Device = "cpu",
 ) -> None:
-    """Merge adapters into a new one, exactly, on their deltas."""
-    parents, recipe = recipe_for(ctx, names, method, weights, parameters, rank, dtype)
-    if dry_run:
-        ctx.out.record(
-            {"parents": [parent.label for parent in parents], **recipe.document()}, ids=("method",)
+    """Merge adapters into a new one, exactly, on their deltas.
+
+    Parameters are shown with the methods that have them, and their defaults; `adapterhub methods NAME` says more.
+    A recipe does all that the flags do, also module by module and in several steps.
+    """
+    if len(names) == 1 and is_recipe(names[0]):
+        decided = {"--method": method, "--weights": weights, "--rank": rank, "--dtype": dtype}
+        decided |= {"--semantics": semantics, "--dora": dora, "--saved-from": saved_from}
+        parents, recipe, its_name, its_base = recipe_from(
+            ctx, names[0], {**decided, "--seed": seed}, parameters
         )
+        name, base = name or its_name, base or its_base
+    else:
+        parents, recipe = recipe_for(
+            ctx, names, method, weights, parameters,
+            semantics=semantics, seed=seed, rank=rank, dtype=dtype, dora=dora, saved_from=saved_from,
+        )  # fmt: skip
+    if dry_run:
+        _show_plan(ctx, parents, recipe)
         return
     require_extra("torch", "merge")
     from adapterhub.merge.run import merge as run_merge
@@ -153,54 +122,149 @@ def merge(
         name=name,
         progress=ctx.out.progress,
         move=move,
+        redo=redo,
+        base=base,
         allow_mismatch=allow_mismatch,
-        workers=workers,
+        resources=resources_of(workers, memory, device),
         note=ctx.out.note,
         warn=ctx.out.warn,
     )
-    if not outcome.created:
-        ctx.out.note(f"{outcome.name} is this merge already; nothing changed")
-    modules = outcome.report.get("modules", {})
-    worst = min(modules.items(), key=lambda item: item[1]["energy_kept"], default=None)
-    record: dict[str, Any] = {
+    if not outcome.created and outcome.report:
+        ctx.out.note(f"{outcome.name} is @{short(outcome.digest)}, which this recipe gave before")
+    if ctx.out.mode == "human":
+        _say(ctx, _words(outcome, parents, recipe))
+    else:
+        ctx.out.record(_document(outcome, parents, recipe), ids=("digest",))
+
+
+def _show_plan(ctx: Context, parents: list[Resolved], recipe: Recipe) -> None:
+    """What `--dry-run` tells."""
+    document = recipe.document()
+    if ctx.out.mode == "human":
+        labels = {parent.digest: parent.label for parent in parents}
+        said = {key: document[key] for key in _PLAN if document.get(key) is not None}
+        rest = [(f"{key.replace('_', ' ')}  ", labels.get(v, str(v))) for key, v in said.items()]
+        _say(ctx, [*_steps(parents, recipe), *rest])
+    else:
+        ctx.out.record({**document, "parents": [one.label for one in parents]}, ids=("method",))
+
+
+def _say(ctx: Context, lines: Sequence[tuple[str, str]]) -> None:
+    """(heading, text), the text going on under itself where the terminal is too narrow."""
+    for head, text in lines:
+        ctx.out.text("\n".join(hanging(head, text, ctx.out.width)))
+
+
+def _document(outcome: MergeOutcome, parents: list[Resolved], recipe: Recipe) -> dict[str, Any]:
+    """The result of a merge, for programs. Lists of `modules` are in the order of `parents`."""
+    report = outcome.report
+    shares = {key: report.get(key) for key in ("retained", "subspace")}
+    rows = [
+        {
+            "name": parent.label,
+            "digest": parent.digest,
+            **{key: values[place] if values else None for key, values in shares.items()},
+        }
+        for place, parent in enumerate(parents)
+    ]
+    return {
         "name": str(outcome.name),
         "digest": outcome.digest,
         "created": outcome.created,
         "method": recipe.method,
-        "parents": [f"{parent.label} @{short(parent.digest)}" for parent in parents],
-        "weights": list(recipe.weights),
-        **recipe.parameters,
-        "rank": outcome.report.get("rank"),
-        "energy_kept": outcome.report.get("energy_kept"),
-        "error": outcome.report.get("error"),
+        "parents": rows,
+        "recipe": recipe.document(),
+        **{key: report.get(key) for key in ("rank", "energy_kept", "error")},
+        "modules": report.get("modules", {}),
     }
-    if worst is not None:
-        record["worst_module"] = f"{worst[0]} ({worst[1]['energy_kept']:.4g})"
-    if ctx.out.mode == "json":
-        record["modules"] = modules
-    ctx.out.record(record, ids=("digest",))
+
+
+def _words(outcome: MergeOutcome, parents: list[Resolved], recipe: Recipe) -> list[tuple[str, str]]:
+    """The result of a merge, for people."""
+    report = outcome.report
+    lines = [(f"{outcome.name}  ", f"@{short(outcome.digest)}"), *_steps(parents, recipe)]
+    if "energy_kept" not in report:  # a name for an adapter that was there
+        return lines
+    rank, kept, modules = report["rank"], report["energy_kept"], report.get("modules", {})
+    cost = "nothing is cut off"
+    if kept < 1:
+        worst = min(modules, key=lambda module: modules[module]["energy_kept"])
+        least = f"{modules[worst]['energy_kept']:.2%}"
+        cost = f"keeps {kept:.2%} of the energy (error {report['error']:.2g}); least of {worst}: {least}"
+    lines.append(("rank    ", f"{rank}: {cost}"))
+    shares = [key for key in _MEANINGS if report.get(key)]
+    width = max(len(parent.label) for parent in parents)
+    lines += [("", ""), ("", " " * width + "".join(f"{key:>10}" for key in shares))]
+    for place, label in enumerate(parent.label for parent in parents):
+        lines.append(
+            ("", f"{label:<{width}}" + "".join(_share(report[key][place]) for key in shares))
+        )
+    return [*lines, ("", ""), *((f"{key}  ", _MEANINGS[key]) for key in shares)]  # fmt: skip
+
+
+def _share(value: float | None) -> str:
+    return f"{'–' if value is None else f'{value:.4f}':>10}"
+
+
+def _steps(parents: list[Resolved], recipe: Recipe) -> list[tuple[str, str]]:
+    labels = {parent.digest: parent.label for parent in parents}
+    return [
+        (f"step {step.name}  " if step.name else "method  ", _step(step, labels))
+        for step in recipe.steps
+    ]
+
+
+def _step(step: Step, labels: Mapping[str, str]) -> str:
+    """The method, its inputs with their weights, its parameters."""
+    inputs = []
+    for place, one in enumerate(step.inputs):
+        name = labels[one.digest] if one.digest is not None else f"step {one.step}"
+        inputs.append(f"{name} ({_number(step.weights[place])})" if step.weights else name)
+    numbers = ", ".join(f"{key} {_number(value)}" for key, value in step.parameters.items())
+    cut = f"; cut to rank {step.rank}" if step.rank is not None else ""
+    return f"{step.method} of {', '.join(inputs)}" + (f"; {numbers}" if numbers else "") + cut
+
+
+def _number(value: object) -> str:
+    return "by module" if isinstance(value, Schedule) else word_of(value)
 
 
 @command
-def methods(
+def rebuild(
     ctx: Context,
-    name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None,
-) -> None:
-    """List the merge methods, or explain one."""
-    if name is None:
-        ctx.out.table(
-            [_row(spec) for spec in all_methods().values()], ("name", "title", "good_for")
-        )
-        return
-    ctx.out.record(_row(method(name)), ids=("name",))
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A merged adapter, or its @digest.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE", help="Folder or repository, where the recipe needs its weights."
+        ),
+    ] = None,
+    workers: Workers = None,
+    memory: MemoryBudget = "512MB",
+) -> ExitCode:
+    """Derive a merged adapter again from its recipe and compare the tensors."""
+    require_extra("torch", "merge")
+    from adapterhub.merge.rebuild import rebuild as run_rebuild
 
-
-def _row(spec: MethodSpec) -> dict[str, Any]:
-    row = asdict(spec)
-    del row["kernel"]
-    row["parameters"] = [
-        {"flag": p.flag, "default": p.default, "range": p.range, "help": p.help}
-        for p in spec.parameters
-    ]
-    row["laws"], row["spaces"] = list(spec.laws), list(spec.spaces)
-    return row
+    done = run_rebuild(
+        ctx.store,
+        ctx.store.resolve(name),
+        base=base,
+        progress=ctx.out.progress,
+        resources=resources_of(workers, memory, "cpu"),
+        warn=ctx.out.warn,
+    )
+    ctx.out.record(
+        {
+            "name": name,
+            "same": done.same,
+            "content": done.content,
+            "rebuilt": done.rebuilt,
+            "engine": done.engine,
+        },
+        ids=("rebuilt",),
+    )
+    if done.same:
+        return ExitCode.OK
+    ctx.out.warn(done.why)
+    return ExitCode.FAILED

@@ -115,6 +115,26 @@ class Output:
             for line in text.split("\n"):
                 self._line(clean(line))
 
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal that stdout is; None where it is none."""
+        return self._console(self._stdout).width if self._stdout.isatty() else None
+
+    def pieces(self, lines: Sequence[Sequence[tuple[str, str]]]) -> None:
+        """Lines of (text, style of rich) for people; without colour where there is none."""
+        if self.mode != "human":
+            return
+        if not self._stdout.isatty():
+            for line in lines:
+                self._line(clean("".join(text for text, _ in line)).rstrip())
+            return
+        from rich.text import Text
+
+        console = self._console(self._stdout)
+        for line in lines:
+            text = Text.assemble(*((clean(piece), style) for piece, style in line))
+            console.print(text, soft_wrap=True)
+
     # Everything else: stderr
 
     def note(self, text: str) -> None:
@@ -188,7 +208,7 @@ class Output:
             if isinstance(value, Mapping):
                 self._line(f"{indent}{clean(key)}")
                 self._lines(value, indent + "  ")
-            elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            elif isinstance(value, list) and value and all(isinstance(i, Mapping) for i in value):
                 self._line(f"{indent}{clean(key)}")
                 for item in value:
                     plain = [part for part in item.values() if not isinstance(part, Mapping)]

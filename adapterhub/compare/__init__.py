@@ -1,1 +1,1 @@
-"""What `diff` shows: how two adapters relate, before they are merged. numpy only, exact, in factored form."""
+"""What `diff` shows: how adapters relate, before they are merged. numpy only, in factored form, never a dense delta."""

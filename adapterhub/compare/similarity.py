@@ -1,134 +1,232 @@
-"""Norms and angles between two adapters' deltas, module by module, without ever forming a delta.
-
-<ΔW₁, ΔW₂> = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ), so an inner product costs rank², not m·n.
-"""
+"""Adapters compared: module by module, and the same numbers over any set of modules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from typing import Any
 
-import numpy as np
+from adapterhub.compare.cores import Encounter, cores, encounter
+from adapterhub.compare.places import Place, place_of
+from adapterhub.compare.signs import SignConflict, sample_rows, sign_conflicts
+from adapterhub.lora.adapter import Adapter, all_modules
+from adapterhub.words import natural
 
-from adapterhub.lora.adapter import Adapter, Factors, all_modules
-
-ORTHOGONAL = 0.05
-"""Cosines below this are what unrelated directions in thousands of dimensions give."""
-
-IMBALANCE = 4.0
-"""Norms further apart than this are worth a word."""
-
-
-@dataclass(frozen=True)
-class ModuleDifference:
-    """One module in two adapters. Norms are Frobenius norms of the deltas, 0 where the module isn't changed."""
-
-    module: str
-    norm_a: float
-    norm_b: float
-    inner: float
-
-    @property
-    def cosine(self) -> float | None:
-        """Cosine between the deltas; None where one of them is zero."""
-        return (
-            self.inner / (self.norm_a * self.norm_b)
-            if self.norm_a > 0 and self.norm_b > 0
-            else None
-        )
+Pair = tuple[int, int]
+"""Two adapters by their positions, the smaller one first."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Two adapters compared. `settings` are the facts that differ: (name, of a, of b)."""
+class Strength:
+    """One adapter's delta in one module; all 0 where it doesn't change the module."""
 
-    modules: tuple[ModuleDifference, ...]
-    settings: tuple[tuple[str, Any, Any], ...]
+    norm: float = 0.0
+    rank: int = 0
+    effective_rank: float = 0.0
+    stable_rank: float = 0.0
+    leading: int = 0
+    """Dimension of the leading subspaces, see `cores.LEADING`."""
 
-    @property
-    def norm_a(self) -> float:
-        return math.sqrt(sum(module.norm_a**2 for module in self.modules))
 
-    @property
-    def norm_b(self) -> float:
-        return math.sqrt(sum(module.norm_b**2 for module in self.modules))
+@dataclass(frozen=True)
+class Meeting:
+    """Two adapters' deltas in one module, neither of them zero."""
 
-    @property
-    def cosine(self) -> float | None:
-        """Cosine between the two adapters as whole vectors."""
-        product = self.norm_a * self.norm_b
-        return sum(module.inner for module in self.modules) / product if product > 0 else None
+    angles: Encounter
+    signs: SignConflict
 
-    @property
-    def verdict(self) -> str:
-        """What that means for a merge, in words, with the numbers it rests on."""
-        return self._interference() + self._imbalance()
 
-    def _imbalance(self) -> str:
-        low, high = sorted((self.norm_a, self.norm_b))
-        if low == 0 or high < IMBALANCE * low:
-            return ""
-        return f" One is {high / low:.0f} times as strong as the other, so the weaker one hardly shows at equal weights."
+@dataclass(frozen=True)
+class Module:
+    """One module in all adapters. `pairs` holds those that both change it."""
 
-    def _interference(self) -> str:
-        cosine = self.cosine
-        if cosine is None:
-            return "One of them changes nothing, so a merge is just a scaling of the other."
-        both = [module for module in self.modules if module.cosine is not None]
-        if not both:
-            return "They change different modules, so they can't conflict: linear with weights 1,1 keeps both whole."
-        opposed = [
-            module for module in both if module.cosine is not None and module.cosine < -ORTHOGONAL
-        ]
-        if abs(cosine) < ORTHOGONAL and not opposed:
-            return f"Nearly orthogonal (cosine {cosine:.3f}): linear is safe; weights 1,1 keep both whole."
-        if opposed:
-            return (
-                f"They pull against each other in {len(opposed)} of {len(both)} shared modules (cosine {cosine:.3f} overall):"
-                " prefer ties, or lower one weight."
+    name: str
+    shape: tuple[int, int]
+    strengths: tuple[Strength, ...]
+    pairs: Mapping[Pair, Meeting]
+
+    @cached_property
+    def place(self) -> Place:
+        return place_of(self.name)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some modules taken together, as if they were one: the deltas of all of them as one vector an adapter."""
+
+    modules: Sequence[Module]
+
+    def norm(self, adapter: int) -> float:
+        """Frobenius norm of the adapter's delta."""
+        return math.sqrt(sum(module.strengths[adapter].norm ** 2 for module in self.modules))
+
+    def shared(self, pair: Pair) -> Selection:
+        """The modules that both change."""
+        return Selection([module for module in self.modules if pair in module.pairs])
+
+    def inner(self, pair: Pair) -> float:
+        return sum(m.pairs[pair].angles.inner for m in self.modules if pair in m.pairs)
+
+    def cosine(self, pair: Pair) -> float | None:
+        """None where one of the adapters changes nothing here."""
+        product = self.norm(pair[0]) * self.norm(pair[1])
+        return self.inner(pair) / product if product > 0 else None
+
+    def norm_ratio(self, pair: Pair) -> float | None:
+        """The second one's norm over the first one's; None where the first changes nothing here."""
+        first, second = map(self.norm, pair)
+        return second / first if first > 0 else None
+
+    def inside(self, pair: Pair) -> tuple[float | None, float | None]:
+        """Share of the first one's energy that lies in the second one's leading subspaces, and the other way round."""
+        shares: list[float | None] = []
+        for side in (0, 1):
+            energy = self.norm(pair[side]) ** 2
+            within = sum(
+                m.pairs[pair].angles.inside[side] * m.strengths[pair[side]].norm ** 2
+                for m in self.modules
+                if pair in m.pairs
             )
-        return f"They share directions (cosine {cosine:.3f}): an average keeps what they share; weights 1,1 would double it."
+            shares.append(min(1.0, within / energy) if energy > 0 else None)
+        return shares[0], shares[1]
+
+    def overlap(self, pair: Pair) -> float | None:
+        """The mean of both shares of `inside`."""
+        first, second = self.inside(pair)
+        return (first + second) / 2 if first is not None and second is not None else None
+
+    def conflict(self, pair: Pair) -> float | None:
+        """Share of elements with opposite signs; None where they share no element."""
+        return self._signs(pair, lambda signs: (signs.opposed, signs.shared))
+
+    def top_conflict(self, pair: Pair) -> float | None:
+        """The same among the elements that belong to the largest fifth of their module in both."""
+        return self._signs(pair, lambda signs: (signs.top_opposed, signs.top_shared))
+
+    def conflict_error(self, pair: Pair) -> float:
+        """Standard error of `conflict` by the sampling of rows."""
+        found = [m.pairs[pair].signs for m in self.modules if pair in m.pairs]
+        total = sum(signs.shared * signs.stands_for for signs in found)
+        square = sum((signs.error * signs.shared * signs.stands_for) ** 2 for signs in found)
+        return math.sqrt(square) / total if total else 0.0
+
+    def _signs(self, pair: Pair, counts: Callable[[SignConflict], tuple[int, int]]) -> float | None:
+        opposed = shared = 0.0
+        for module in self.modules:
+            if pair in module.pairs:
+                signs = module.pairs[pair].signs
+                against, both = counts(signs)
+                opposed += against * signs.stands_for
+                shared += both * signs.stands_for
+        return opposed / shared if shared else None
 
 
-def inner(one: Factors, other: Factors) -> float:
-    """<ΔW₁, ΔW₂> in float64; shapes (out, r₁), (r₁, in) and (out, r₂), (r₂, in)."""
-    left = one.b.astype(np.float64).T @ other.b.astype(np.float64)  # (r1, r2)
-    right = one.a.astype(np.float64) @ other.a.astype(np.float64).T  # (r1, r2)
-    return float((left * right).sum())
+@dataclass(frozen=True)
+class Comparison:
+    """Adapters compared. `settings` are the facts that differ: name -> value of each; `left_out` is what each one is besides
+    its low-rank pairs, which is not compared."""
+
+    labels: tuple[str, ...]
+    modules: tuple[Module, ...]
+    settings: Mapping[str, tuple[Any, ...]]
+    left_out: tuple[tuple[str, ...], ...]
+    exact: bool
+    """Whether signs were counted in all rows, and not in a sample."""
+
+    @property
+    def whole(self) -> Selection:
+        return Selection(self.modules)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return list(combinations(range(len(self.labels)), 2))
 
 
-def compare(adapters: Sequence[Adapter]) -> Difference:
-    """Compares two opened adapters."""
-    first, second = adapters
-    modules = []
-    for name in all_modules(adapters):
-        found = [
-            adapter.factors(name) if name in adapter.modules else None
-            for adapter in (first, second)
-        ]
-        norms = [
-            math.sqrt(max(0.0, inner(factors, factors))) if factors else 0.0 for factors in found
-        ]
-        product = inner(found[0], found[1]) if found[0] and found[1] else 0.0
-        modules.append(ModuleDifference(name, norms[0], norms[1], product))
-    return Difference(tuple(modules), tuple(_settings(first, second)))
+def compare(
+    adapters: Sequence[Adapter],
+    *,
+    exact: bool = False,
+    workers: int | None = None,
+    done: Callable[[], object] = lambda: None,
+) -> Comparison:
+    """Compares opened adapters; `exact` counts signs in all rows. `done` is called after each module.
+
+    One module at a time and worker (by default one a core): numpy lets go of the interpreter while it computes.
+    """
+    names = sorted(all_modules(adapters), key=natural)
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    try:
+        modules = []
+        for module in pool.map(lambda name: _module(name, adapters, exact), names):
+            modules.append(module)
+            done()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return Comparison(
+        _distinct([adapter.label for adapter in adapters]),
+        tuple(modules),
+        _settings(adapters),
+        tuple(tuple(adapter.facts.beyond_lora()) for adapter in adapters),
+        exact,
+    )
 
 
-def _settings(first: Adapter, second: Adapter) -> list[tuple[str, Any, Any]]:
-    def facts(adapter: Adapter) -> dict[str, Any]:
-        manifest, lora = adapter.resolved.manifest, adapter.resolved.manifest.lora
-        return {
-            "base": manifest.base.repo,
-            "revision": manifest.base.revision,
-            "rank": lora.rank if lora else None,
-            "alpha": lora.alpha if lora else None,
-            "use_rslora": lora.use_rslora if lora else None,
-            "targets": ", ".join(lora.targets) if lora else None,
-            "modules": len(adapter.modules),
-            "dtype": adapter.facts.dtype,
-        }
+def _module(name: str, adapters: Sequence[Adapter], exact: bool) -> Module:
+    owners = [place for place, adapter in enumerate(adapters) if name in adapter.modules]
+    factors = [adapters[owner].factors(name) for owner in owners]
+    shape = factors[0].shape
+    found = dict(zip(owners, cores(factors), strict=True))
+    changing = [place for place, owner in enumerate(owners) if found[owner].rank]
+    pairs: dict[Pair, Meeting] = {}
+    if len(changing) > 1:
+        rows = None if exact else sample_rows(name, shape[0])
+        signs = sign_conflicts([factors[place] for place in changing], rows)
+        for (one, other), conflict in signs.items():
+            pair = owners[changing[one]], owners[changing[other]]
+            pairs[pair] = Meeting(encounter(found[pair[0]], found[pair[1]]), conflict)
+    strengths = [Strength()] * len(adapters)
+    for owner, core in found.items():
+        strengths[owner] = Strength(
+            core.norm, core.rank, core.effective_rank, core.stable_rank, core.leading
+        )
+    return Module(name, shape, tuple(strengths), pairs)
 
-    mine, theirs = facts(first), facts(second)
-    return [(key, mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]]
+
+def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels, numbered where one comes twice."""
+    return tuple(
+        label if label not in labels[:place] else f"{label} ({labels[: place + 1].count(label)})"
+        for place, label in enumerate(labels)
+    )
+
+
+def _settings(adapters: Sequence[Adapter]) -> dict[str, tuple[Any, ...]]:
+    found = [_facts(adapter) for adapter in adapters]
+    rows = {name: tuple(facts[name] for facts in found) for name in found[0]}
+    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def _facts(adapter: Adapter) -> dict[str, Any]:
+    manifest, facts = adapter.resolved.manifest, adapter.facts
+    config = facts.config
+    return {
+        "base": manifest.base.repo,
+        "revision": manifest.base.revision,
+        "kind": facts.kind,
+        "rank": config.rank,
+        "alpha": config.alpha,
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
+        "use_rslora": config.use_rslora,
+        "bias": config.bias,
+        "modules_to_save": list(config.modules_to_save),
+        "targets": facts.targets,
+        "modules": len(facts.modules),
+        "parameters": facts.parameters,
+        "dtype": facts.dtype,
+    }

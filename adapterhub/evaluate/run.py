@@ -22,6 +22,7 @@ from adapterhub.data import (
 from adapterhub.errors import IncompatibleError, UsageError
 from adapterhub.evaluate import models
 from adapterhub.evaluate.scoring import BATCH_TOKENS, score
+from adapterhub.fsio import typed_path
 
 if TYPE_CHECKING:
     from adapterhub.base import BaseModel
@@ -218,7 +219,7 @@ def _measure_on_base(
 def _subject(store: Store, name: str) -> _Subject:
     if name == BASE:
         return _Subject(name, "base")
-    folder = Path(name).expanduser()
+    folder = typed_path(name)
     if (folder / "config.json").is_file():
         return _Subject(name, "model", folder=folder)
     return _Subject(name, "adapter", adapter=store.resolve(name))

@@ -19,7 +19,7 @@ from adapterhub.errors import FormatError
 from adapterhub.export.plan import ExportPlan, Target
 from adapterhub.formats.safetensors import TensorFile, TensorInfo, encode_header
 from adapterhub.fsio import CHUNK, disk_errors, new_folder
-from adapterhub.lora.dense import RowSource, blocks
+from adapterhub.lora.rows import Rows, blocks
 
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Other serialisations of the weights would be the unmerged ones: never copied.
@@ -31,7 +31,7 @@ RECORD_NAME = "adapterhub.json"
 
 def bake(
     plan: ExportPlan,
-    deltas: Mapping[str, RowSource],
+    delta_of: Callable[[str], Rows],
     folder: Path,
     *,
     record: Mapping[str, Any],
@@ -41,14 +41,14 @@ def bake(
     """Writes the model into `folder`.
 
     Args:
-        deltas: the delta of every module in the plan, as (out, in) rows.
+        delta_of: gives the delta of a module in the plan, as (out, in) rows.
         record: what was exported, written beside the model as adapterhub.json.
         advance: called with the bytes of every tensor written.
     """
     with new_folder(folder, overwrite=overwrite) as building, disk_errors(folder):
         for shard in plan.base.shards:
             with TensorFile(shard) as source:
-                _write_shard(building / shard.name, source, plan, deltas, advance)
+                _write_shard(building / shard.name, source, plan, delta_of, advance)
         _copy_beside(plan, building)
         (building / RECORD_NAME).write_text(json.dumps(dict(record), indent=2, default=str) + "\n")
 
@@ -57,7 +57,7 @@ def _write_shard(
     path: Path,
     source: TensorFile,
     plan: ExportPlan,
-    deltas: Mapping[str, RowSource],
+    delta_of: Callable[[str], Rows],
     advance: Callable[[int], None],
 ) -> None:
     order = [
@@ -71,7 +71,7 @@ def _write_shard(
         file.write(encode_header(rows, source.metadata))
         for name, info in order:
             if (target := plan.targets.get(name)) is not None:
-                _write_changed(file, source, info, target, deltas[target.module])
+                _write_changed(file, source, info, target, delta_of(target.module))
             else:
                 raw = source.raw(info.name)
                 for first in range(0, len(raw), CHUNK):
@@ -80,7 +80,7 @@ def _write_shard(
 
 
 def _write_changed(
-    file: IO[bytes], source: TensorFile, info: TensorInfo, target: Target, delta: RowSource
+    file: IO[bytes], source: TensorFile, info: TensorInfo, target: Target, delta: Rows
 ) -> None:
     dtype = _TORCH[info.dtype]
     stored = torch.frombuffer(bytearray(source.raw(info.name)), dtype=dtype).reshape(info.shape)

@@ -46,7 +46,6 @@ def make_plan(
     store: Store, adapters: Sequence[Adapter], base: BaseModel, *, allow_mismatch: bool
 ) -> ExportPlan:
     """Raises IncompatibleError where an adapter doesn't fit, UnsupportedError for weights that can't be added to."""
-    _require_unquantised(base)
     placement: dict[str, str] = {}
     transposed: set[str] = set()
     overridden: list[str] = []
@@ -90,15 +89,6 @@ def check_target(folder: Path, size: int, overwrite: bool, *, keep: Sequence[Pat
             f"There is no space for the model at {folder}.",
             why=f"It needs {human_size(size)}, and {human_size(free)} are free.",
             hint="Make room, or choose a folder on another disk.",
-        )
-
-
-def _require_unquantised(base: BaseModel) -> None:
-    if base.config.get("quantization_config"):
-        raise UnsupportedError(
-            f"{base.label} is quantised; a delta can't be added to its packed weights.",
-            why="Its config.json has a quantization_config.",
-            hint="Export into the original base: --base FOLDER_OR_REPO",
         )
 
 

@@ -12,14 +12,22 @@ from typing import Any
 from adapterhub.base import BaseModel
 from adapterhub.export.bake import bake
 from adapterhub.export.plan import check_target, make_plan
+from adapterhub.formats.peft import require_plain
 from adapterhub.lora.adapter import opened
+from adapterhub.lora.memory import Memory
+from adapterhub.lora.parallel import one_thread
+from adapterhub.lora.rows import Rows
+from adapterhub.merge.device import find_device
 from adapterhub.merge.engine import Engine
+from adapterhub.merge.parents import parent_stages
 from adapterhub.merge.recipe import Recipe
+from adapterhub.merge.run import DEFAULTS, Resources, prepared
+from adapterhub.merge.weights import opened_base
 from adapterhub.runs import running
 from adapterhub.same_base import shared_base
 from adapterhub.store import Resolved, Store
 
-ProgressFactory = Callable[[str, float], AbstractContextManager[Any]]
+ProgressFactory = Callable[[str, float | None], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ def export(
     progress: ProgressFactory,
     overwrite: bool = False,
     allow_mismatch: bool = False,
-    workers: int | None = None,
+    resources: Resources = DEFAULTS,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Writes base + merged delta, untruncated, as a model folder.
@@ -58,7 +66,15 @@ def export(
     speaker = next((parent for parent in parents if parent.manifest.base.repo), parents[0])
     model = store.base_for(speaker, base)
     lease = store.leases.held("export", [parent.digest for parent in parents], f"to {folder}")
-    with lease, opened(store, parents, "exported") as adapters:
+    device = find_device(resources.device)
+    resources = resources.on(device)
+    with (
+        lease,
+        opened(store, parents, "exported", plain=False) as adapters,
+        opened_base(model, device) as weights,
+    ):
+        for adapter in adapters:
+            require_plain(adapter.facts, adapter.label, "exported", dora=True)
         plan = make_plan(store, adapters, model, allow_mismatch=allow_mismatch)
         check_target(folder, plan.size, overwrite, keep=(model.path, store.home))
         overridden = [*shared.overridden, *plan.overridden]
@@ -79,13 +95,26 @@ def export(
             "engine": {"adapterhub": version("adapterhub"), "torch": version("torch")},
         }
         with running(store.runs_dir, "export", {"folder": str(folder), **record}):
-            sizing = Engine(recipe, adapters)
-            with progress("Preparing the deltas", sizing.preparing_steps) as bar:
-                deltas = Engine(recipe, adapters, workers, bar.advance).deltas()
-            with progress(f"Writing {folder.name} (MB)", plan.size / 1e6) as bar:
+            dora = {
+                a.resolved.digest: store.fit(a.resolved, model)
+                for a in adapters
+                if a.facts.kind == "dora"
+            }
+            stages = parent_stages(adapters, weights.device, weights, dora=dora)
+            for remark in recipe.idle_rules({n for stage in stages.values() for n in stage.shapes}):
+                warn(remark)
+            engine = Engine(recipe, stages, resources.workers, Memory(resources.memory))
+            result = prepared(engine, progress)
+
+            def delta_of(module: str) -> Rows:
+                delta = result.open(module)
+                assert delta is not None, module
+                return delta
+
+            with progress(f"Writing {folder.name} (MB)", plan.size / 1e6) as bar, one_thread():
                 bake(
                     plan,
-                    deltas,
+                    delta_of,
                     folder,
                     record=record,
                     overwrite=overwrite,

@@ -61,7 +61,8 @@ def parse_key(name: str) -> Key:
     plain = plain.removeprefix(_PEFT_PREFIX)
     if match := _ROLE.match(plain):
         return Key(match["module"], match["role"], (match["leaf"] or "").lstrip("."))
-    while (shorter := _without_saved(plain)) != plain:  # also where it was wrapped twice
+    # Also where it was wrapped twice; but what is no factor as it is called doesn't become one.
+    while (shorter := _without_saved(plain)) != plain and not _ROLE.match(shorter):
         plain = shorter
     module, _, leaf = plain.rpartition(".")
     return Key(module, "full", leaf)

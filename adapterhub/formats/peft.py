@@ -17,7 +17,7 @@ from typing import Any
 from adapterhub.canonical import canonical_bytes, digest_of
 from adapterhub.errors import FormatError, NotFoundError, UnsupportedError
 from adapterhub.formats.keys import Key, parse_key
-from adapterhub.formats.peft_config import CONFIG_NAME, PeftConfig, read_config
+from adapterhub.formats.peft_config import CONFIG_NAME, DORA, PeftConfig, read_config
 from adapterhub.formats.safetensors import FLOATS, TORCH_NAMES, TensorFile, TensorInfo
 from adapterhub.manifest import LoraFacts
 from adapterhub.words import natural, some
@@ -99,14 +99,19 @@ class AdapterFacts:
             modules_to_save=list(config.modules_to_save),
         )
 
-    def beyond_lora(self) -> list[str]:
-        """In words, all that a sum of low-rank deltas would drop; empty for a plain LoRA."""
+    def beyond_lora(self, *, dora: bool = False, whole: bool = False) -> list[str]:
+        """In words, all that a sum of low-rank deltas would drop; empty for a plain LoRA.
+
+        Who honours DoRA magnitudes says `dora`; who honours whole weights and biases says `whole`.
+        """
         found = [] if self.kind in ("lora", "dora") else [f"the kind {self.kind.upper()}"]
-        found += list(self.config.variants)
+        found += [words for words in self.config.variants if not (dora and words == DORA)]
+        embeddings = [module.name for module in self.modules.values() if module.embedding]
         for names, what in (
+            (embeddings if dora and self.kind == "dora" else (), "DoRA on an embedding"),
             (() if self.kind == "dora" else self.magnitudes, "magnitude vectors without use_dora"),
-            (self.saved, "whole trained weights (modules_to_save)"),
-            (self.biases, "trained biases"),
+            (() if whole else self.saved, "whole trained weights (modules_to_save)"),
+            (() if whole else self.biases, "trained biases"),
             (self.other, "tensors that are no low-rank pair"),
         ):
             if names:
@@ -114,9 +119,11 @@ class AdapterFacts:
         return found
 
 
-def require_plain(facts: AdapterFacts, who: str, operation: str) -> None:
-    """Raises UnsupportedError naming everything in the adapter `who` that `operation` would lose."""
-    beyond = facts.beyond_lora()
+def require_plain(
+    facts: AdapterFacts, who: str, operation: str, *, dora: bool = False, whole: bool = False
+) -> None:
+    """Raises UnsupportedError naming everything in the adapter `who` that `operation` would lose (see `beyond_lora`)."""
+    beyond = facts.beyond_lora(dora=dora, whole=whole)
     if beyond or not facts.modules:
         raise UnsupportedError(
             f"{who} can't be {operation}: it is more than a plain LoRA.",

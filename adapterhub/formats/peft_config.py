@@ -36,6 +36,7 @@ _VARIANTS: Mapping[str, str] = {
     "velora_config": "VeLoRA",
     "lora_bias": "lora_bias (a trained bias beside B)",
 }
+DORA = "DoRA (a trained magnitude per output)"
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
 
 
@@ -136,7 +137,7 @@ def looks_like_repo(text: str) -> bool:
 
 
 def _variants(document: Mapping[str, Any], use_dora: bool) -> tuple[str, ...]:
-    found = ["DoRA (a trained magnitude per output)"] if use_dora else []
+    found = [DORA] if use_dora else []
     found += [words for key, words in _VARIANTS.items() if document.get(key)]
     init = document.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):

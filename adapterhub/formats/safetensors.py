@@ -116,6 +116,25 @@ class TensorFile:
         info = self.infos[name]
         return _widen(self._stored(info, 0, info.count), info).reshape(info.shape)
 
+    def floats(self, name: str, first: int, count: int) -> npt.NDArray[np.float32]:
+        """`count` values from flat index `first` on, widened to float32; only their pages are touched."""
+        import numpy as np
+
+        info = self.infos[name]
+        values: npt.NDArray[np.float32] = _widen(self._stored(info, first, count), info).astype(
+            np.float32, copy=False
+        )
+        return values
+
+    def columns(self, name: str, first: int, last: int) -> npt.NDArray[np.float32]:
+        """Columns [first, last) of a matrix, widened to float32; the others are neither copied nor widened."""
+        import numpy as np
+
+        info = self.infos[name]
+        stored = self._stored(info, 0, info.count).reshape(info.shape)[:, first:last]
+        values: npt.NDArray[np.float32] = _widen(stored, info).astype(np.float32, copy=False)
+        return values
+
     def scan(self, name: str) -> tuple[bool, bool]:
         """Whether all values of the tensor are finite, and whether any is other than zero. One pass over its bits."""
         import numpy as np
@@ -266,7 +285,8 @@ def _widen(stored: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[Any]:
     import numpy as np
 
     if info.dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+        widened: npt.NDArray[np.uint32] = np.left_shift(stored, 16, dtype=np.uint32)
+        return widened.view(np.float32)
     if info.dtype == "F8_E8M0":
         powers = np.exp2(np.where(stored == 255, 0.0, stored.astype(np.float64) - 127))
         return np.where(stored == 255, np.float32(np.nan), powers.astype(np.float32))

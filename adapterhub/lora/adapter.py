@@ -58,24 +58,31 @@ class Adapter:
     def factors(self, name: str) -> Factors:
         """The factors of module `name`, widened to float32, the scale alpha/r multiplied into B."""
         module = self.modules[name]
-        b = self.file.array(module.b.name).astype(np.float32)  # (out, rank)
-        a = self.file.array(module.a.name).astype(np.float32)  # (rank, in)
-        b *= np.float32(module.scaling)
-        return Factors(b, a)
+        b = self.file.array(module.b.name)  # (out, rank)
+        a = self.file.array(module.a.name)  # (rank, in)
+        scale = np.float32(module.scaling)
+        return Factors(
+            np.multiply(b, scale, dtype=np.float32),
+            a.astype(np.float32, copy=not a.flags.writeable),
+        )
 
 
 @contextmanager
-def opened(store: Store, parents: Sequence[Resolved], operation: str) -> Iterator[list[Adapter]]:
+def opened(
+    store: Store, parents: Sequence[Resolved], operation: str, *, plain: bool = True
+) -> Iterator[list[Adapter]]:
     """The parents, verified and open while the block runs.
 
     Raises UnsupportedError, naming what `operation` ("merged", "exported", ...) can't honour, and IncompatibleError
-    where two of them change a module of one name in different shapes.
+    where two of them change a module of one name in different shapes. With plain=False an adapter may be more than its
+    low-rank pairs, as long as it has any: what else it is (`facts.beyond_lora`) is then the caller's to tell.
     """
     with ExitStack() as stack:
         adapters = []
         for resolved in parents:
             facts = store.facts(resolved)
-            require_plain(facts, resolved.label, operation)
+            if plain or not facts.modules:
+                require_plain(facts, resolved.label, operation)
             adapters.append(
                 Adapter(resolved, facts, stack.enter_context(store.tensors(resolved, verify=True)))
             )

@@ -7,9 +7,12 @@ at a cost of (m+n)R² + R³ instead of m·n·min(m, n).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from adapterhub.lora.rows import Factored
 
 DROP = 1e-6
 """Directions below this share of the largest singular value are rounding noise of float32."""
@@ -38,33 +41,40 @@ class Spectrum:
         return float((self.values**2).sum())
 
 
-def stack(
-    factors: list[tuple[float, torch.Tensor, torch.Tensor]],
-) -> tuple[torch.Tensor, torch.Tensor]:
+def stack(deltas: Sequence[Factored], weights: Sequence[float]) -> Factored:
     """The exact sum of w·b@a as one pair of factors: ranks add up."""
-    b = torch.cat([weight * b for weight, b, _ in factors], dim=1)  # (out, R)
-    a = torch.cat([a for _, _, a in factors], dim=0)  # (R, in)
-    return b, a
+    b = torch.cat([weight * delta.b for weight, delta in zip(weights, deltas, strict=True)], dim=1)
+    return Factored(b, torch.cat([delta.a for delta in deltas], dim=0))
 
 
-def decompose(b: torch.Tensor, a: torch.Tensor) -> Spectrum:
-    """Singular value decomposition of b @ a from its factors; directions below DROP are left out."""
-    q_b, r_b = torch.linalg.qr(b)  # (out, p), (p, R) with p = min(out, R)
-    q_a, r_a = torch.linalg.qr(a.T)  # (in, q), (q, R)
+def decompose(delta: Factored, rank: int | None = None) -> Spectrum:
+    """The `rank` (or all) leading singular directions of b @ a; those below DROP are left out."""
+    q_b, r_b = torch.linalg.qr(delta.b)  # (out, p), (p, R) with p = min(out, R)
+    q_a, r_a = torch.linalg.qr(delta.a.T)  # (in, q), (q, R)
     core = r_b.double() @ r_a.double().T  # (p, q)
     u, s, vt = torch.linalg.svd(core, full_matrices=False)
-    return balanced(q_b.double() @ u, s, vt @ q_a.double().T, energy=float((s**2).sum()))
+    energy = float((s**2).sum())
+    return balanced(q_b, u[:, :rank], s[:rank], vt[:rank], q_a, energy)
 
 
-def balanced(u: torch.Tensor, s: torch.Tensor, vt: torch.Tensor, energy: float) -> Spectrum:
+def balanced(
+    q_b: torch.Tensor,
+    u: torch.Tensor,
+    s: torch.Tensor,
+    vt: torch.Tensor,
+    q_a: torch.Tensor,
+    energy: float,
+) -> Spectrum:
     """Splits the singular values evenly between both factors and fixes the signs, so that the form is canonical.
 
     Args:
-        u: (out, k), s: (k,) in falling order, vt: (k, in); float64.
+        q_b: (out, p) and q_a: (in, q), float32, orthonormal columns.
+        u: (p, k), s: (k,) in falling order, vt: (k, q): the core's decomposition, float64.
     """
     count = max(1, int((s > DROP * s[0]).sum())) if len(s) else 0
-    u, s, vt = u[:, :count], s[:count], vt[:count]
-    largest = u.gather(0, u.abs().argmax(dim=0, keepdim=True))[0]
-    sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
-    root = s.sqrt()
-    return Spectrum((u * (sign * root)).float(), ((sign * root)[:, None] * vt).float(), s, energy)
+    root = s[:count].sqrt()
+    b = q_b @ (u[:, :count] * root).float()
+    a = (root[:, None] * vt[:count]).float() @ q_a.T
+    largest = b.gather(0, b.abs().argmax(dim=0, keepdim=True))[0]
+    sign = torch.where(largest < 0, -1.0, 1.0)
+    return Spectrum(b * sign, a * sign[:, None], s[:count], energy)

@@ -1,206 +1,181 @@
-"""Recipe and parents to merged deltas, and merged deltas to an adapter of a chosen rank.
+"""Recipe and stages to an adapter of a chosen rank, with what it keeps of the merge and of each parent.
 
-The merged delta of a module is an object that gives rows (for export, untruncated) and its best approximation of any
-rank (for an adapter). Sums stay factored and never become dense; element-wise methods are streamed.
+Modules are worked on one by one, several at a time; each is read, merged, decomposed and put aside before the next, so
+that memory depends on the largest module and not on the model. The result is bit-identical for any number of workers
+and any memory budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any, Protocol
+from functools import partial
+from typing import TypeVar
 
+import numpy as np
 import torch
 
-from adapterhub.lora.adapter import Adapter, all_modules
-from adapterhub.lora.dense import RowSource, best_rank, whole
-from adapterhub.lora.lowrank import Spectrum, decompose, stack
+from adapterhub.lora.dense import best_rank
+from adapterhub.lora.lowrank import Spectrum, decompose
+from adapterhub.lora.memory import Memory
 from adapterhub.lora.parallel import for_each
-from adapterhub.merge.deltas import Delta, load
-from adapterhub.merge.recipe import SERVABLE_RANKS, Recipe
+from adapterhub.lora.rows import Factored, Rows, energy, gram, projected, whole
+from adapterhub.merge.recipe import SERVABLE_RANKS, Recipe, energy_share
+from adapterhub.merge.report import Kept, MergeReport
+from adapterhub.merge.schedule import layer_of
+from adapterhub.merge.spool import Spool
+from adapterhub.merge.stages import CutStage, Job, Stage, make_stage
+
+T = TypeVar("T")
 
 AUTO_ENERGY = 0.99
 """`--rank auto` keeps at least this share of the energy, if a rank up to its cap does."""
 AUTO_CAP = 64
+DENSE_CAP = 512
+"""Directions looked for where `energy=SHARE` is asked of a delta that isn't of low rank."""
 
 
-class MergedDelta(RowSource, Protocol):
-    """One module of the result."""
-
-    def spectrum(self, rank: int) -> Spectrum:
-        """Its best approximation of at most `rank`."""
-        ...
-
-    def full(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Factors (b, a) of the delta, nothing cut off."""
-        ...
-
-
-@dataclass(frozen=True)
-class SumDelta:
-    """Σ wᵢ·bᵢ@aᵢ, factored."""
-
-    shape: tuple[int, int]
-    b: torch.Tensor
-    a: torch.Tensor
-
-    def rows(self, first: int, last: int) -> torch.Tensor:
-        return self.b[first:last] @ self.a
-
-    def spectrum(self, rank: int) -> Spectrum:
-        return decompose(self.b, self.a).cut(rank)
-
-    def full(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.b, self.a
-
-
-@dataclass(frozen=True)
-class ElementwiseDelta:
-    """A function of the parents' rows, computed when they are asked for."""
-
-    module: str
-    shape: tuple[int, int]
-    parents: tuple[Delta | None, ...]
-    kernel: Callable[[str, list[torch.Tensor | None]], torch.Tensor]
-
-    def rows(self, first: int, last: int) -> torch.Tensor:
-        return self.kernel(self.module, [p.rows(first, last) if p else None for p in self.parents])
-
-    def spectrum(self, rank: int) -> Spectrum:
-        return best_rank(self, rank)
-
-    def full(self) -> tuple[torch.Tensor, torch.Tensor]:
-        out, width = self.shape
-        dense = whole(self)
-        return (dense, torch.eye(width)) if width <= out else (torch.eye(out), dense)
-
-
-@dataclass(frozen=True)
-class ModuleReport:
-    """How much of a module's merged delta the result holds. Energies are squared Frobenius norms."""
-
-    module: str
-    rank: int
-    energy: float
-    kept: float
-
-    @property
-    def share(self) -> float:
-        """Share of the energy kept, 1 for an empty delta."""
-        return min(1.0, self.kept / self.energy) if self.energy > 0 else 1.0
-
-
-@dataclass(frozen=True)
-class MergedAdapter:
-    """The factors of the result, scale 1, float32, with what the truncation cost."""
-
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    modules: tuple[ModuleReport, ...]
-
-    @property
-    def rank(self) -> int:
-        return max(report.rank for report in self.modules)
-
-    @property
-    def energy_kept(self) -> float:
-        """Share of the energy of the whole merged delta."""
-        total = sum(report.energy for report in self.modules)
-        return min(1.0, sum(report.kept for report in self.modules) / total) if total > 0 else 1.0
-
-    @property
-    def error(self) -> float:
-        """||merged - result|| / ||merged|| over all modules, by the truncation."""
-        return float(max(0.0, 1.0 - self.energy_kept) ** 0.5)
-
-
-@dataclass(frozen=True)
+@dataclass
 class Engine:
-    """Runs a recipe on opened parents. The result is bit-identical for any number of `workers`."""
+    """Runs a recipe on the stages of its parents, by digest."""
 
     recipe: Recipe
-    adapters: Sequence[Adapter]
+    parents: Mapping[str, Stage]
     workers: int | None = None
-    advance: Callable[[], None] = field(default=lambda: None)
+    memory: Memory = field(default_factory=Memory)
+    progress: Callable[[float], None] = lambda _: None
+    """Called with the number of modules worked through, as it happens."""
 
-    @property
-    def preparing_steps(self) -> int:
-        """How often `advance` is called by `deltas`."""
-        streamed = self.recipe.spec.family == "elementwise"
-        if not streamed or float(self.recipe.parameters.get("density", 1.0)) >= 1:
-            return 0
-        return 2 * sum(len(adapter.modules) for adapter in self.adapters)
+    def each(self, items: Sequence[str], work: Callable[[str], T]) -> list[T]:
+        """[work(item) for item in items], several at a time, counted as progress."""
+        return for_each(items, work, workers=self.workers, done=lambda: self.progress(1))
 
-    @property
-    def steps(self) -> int:
-        """How often `advance` is called by `deltas` and `adapter` together."""
-        return self.preparing_steps + len(all_modules(self.adapters))
-
-    def deltas(self) -> dict[str, MergedDelta]:
-        """The merged delta of every module, as objects; element-wise thresholds are found here."""
-        parents = load(self.adapters)
-        module, _, name = self.recipe.spec.kernel.partition(":")
-        kernel: Any = getattr(import_module(module), name)
-        if self.recipe.spec.family == "sum":
-            weights = kernel(self.recipe.weights, self.recipe.parameters)
-            return {module: _sum(module, parents, weights) for module in all_modules(self.adapters)}
-        prepared = kernel(
-            parents,
-            self.recipe.weights,
-            self.recipe.parameters,
-            workers=self.workers,
-            done=self.advance,
-        )
-        merged: dict[str, MergedDelta] = {}
-        for module in all_modules(self.adapters):
-            found = tuple(parent.get(module) for parent in parents)
-            shape = next(delta.shape for delta in found if delta is not None)
-            merged[module] = ElementwiseDelta(module, shape, found, prepared)
-        return merged
-
-    def adapter(self, deltas: Mapping[str, MergedDelta]) -> MergedAdapter:
-        """The result as an adapter of the recipe's rank."""
-        names = sorted(deltas)
-        if self.recipe.rank == "full":
-            factors = for_each(
-                names, lambda name: deltas[name].full(), workers=self.workers, done=self.advance
-            )
-            reports = [
-                ModuleReport(name, b.shape[1], 1.0, 1.0)
-                for name, (b, _) in zip(names, factors, strict=True)
+    def result(self) -> Stage:
+        """The last step, prepared; what earlier steps and the method need of all modules at once is worked out here."""
+        found: dict[str, Stage] = {}
+        uncut = {name for stage in self.parents.values() for name in getattr(stage, "whole", ())}
+        stage: Stage | None = None
+        first = 0
+        for step in self.recipe.steps:
+            inputs = [
+                self.parents[one.digest] if one.digest is not None else found[str(one.step)]
+                for one in step.inputs
             ]
-            return MergedAdapter(dict(zip(names, factors, strict=True)), tuple(reports))
-        cap = self._auto_cap() if self.recipe.rank == "auto" else int(self.recipe.rank)
-        spectra = for_each(
-            names, lambda name: deltas[name].spectrum(cap), workers=self.workers, done=self.advance
-        )
-        rank = _auto_rank(spectra, cap) if self.recipe.rank == "auto" else cap
-        chosen = {name: spectrum.cut(rank) for name, spectrum in zip(names, spectra, strict=True)}
-        return MergedAdapter(
-            {name: (spectrum.b, spectrum.a) for name, spectrum in chosen.items()},
-            tuple(ModuleReport(name, s.b.shape[1], s.energy, s.kept) for name, s in chosen.items()),
+            job = Job(step, inputs, first, self._layers, self.recipe.seed, self.each)
+            stage = make_stage(job)
+            if step.rank is not None:
+                stage = CutStage(stage, step.rank, self._cut, uncut)
+            found[step.name] = stage
+            first += len(inputs)
+        assert stage is not None, "a recipe has a step"
+        return stage
+
+    @property
+    def looks_at_all_modules(self) -> bool:
+        """Whether `result` passes over all modules, which may take long."""
+        steps = self.recipe.steps
+        return any(
+            s.parameters.get("trim_scope") == "model" or s.parameters.get("scope") == "model"
+            for s in steps
         )
 
+    def factors(self, result: Stage, spool: Spool, names: Sequence[str]) -> MergeReport:
+        """Puts the factors of the modules `names` into `spool` and decides their ranks."""
+        if self.recipe.rank == "full":
+            kept = self.each(names, partial(self._put_whole, result, spool))
+            ranks = [one.directions for one in kept]
+        else:
+            kept = self.each(names, partial(self._put, result, spool))
+            ranks = self._ranks(kept)
+        return MergeReport.of(dict(zip(names, kept, strict=True)), ranks, list(self.parents))
+
+    def _put(self, result: Stage, spool: Spool, module: str) -> Kept:
+        delta = _there(result, module)
+        spectrum = self._spectrum(delta, self._cap(delta))
+        spool.put(module, spectrum.b, spectrum.a)
+        return self._kept(module, spectrum)
+
+    def _put_whole(self, result: Stage, spool: Spool, module: str) -> Kept:
+        """Nothing cut off: the stacked factors, or the dense delta beside an identity."""
+        delta = _there(result, module)
+        stages = [stage.open(module) for stage in self.parents.values()]
+        inner = gram([delta, *stages])
+        if isinstance(delta, Factored):
+            b, a = delta.b, delta.a
+        else:
+            dense = whole(delta)
+            out, width = dense.shape
+            b, a = (dense, torch.eye(width)) if width <= out else (torch.eye(out), dense)
+        spool.put(module, b, a)
+        return Kept.all_of(inner.numpy(), b.shape[1])
+
+    def _kept(self, module: str, spectrum: Spectrum) -> Kept:
+        """What each number of directions keeps of the merge and of the parents."""
+        energies = (spectrum.values**2).cumsum(0).cpu().numpy()
+        norms, inner, inside = [], [], []
+        roots = spectrum.values.clamp(min=0).sqrt()
+        safe = torch.where(roots > 0, roots, 1.0)
+        for stage in self.parents.values():
+            delta = stage.open(module)
+            if delta is None:
+                norms.append(0.0)
+                inner.append(np.zeros(len(energies)))
+                inside.append(np.zeros(len(energies)))
+                continue
+            norms.append(energy(delta))
+            small = projected(delta, spectrum.b, spectrum.a)
+            inner.append(small.diagonal().cumsum(0).cpu().numpy())
+            squares = (small / safe[:, None] / safe[None, :]) ** 2  # of U'ΔWV
+            inside.append(squares.cumsum(0).cumsum(1).diagonal().cpu().numpy())
+        return Kept(spectrum.energy, energies, norms, inner, inside)
+
+    def _spectrum(self, delta: Rows, rank: int) -> Spectrum:
+        if isinstance(delta, Factored):
+            return decompose(delta, rank)
+        return best_rank(delta, rank, self.memory)
+
+    def _cut(self, delta: Rows, rank: int) -> Factored:
+        spectrum = self._spectrum(delta, rank)
+        return Factored(spectrum.b, spectrum.a)
+
+    def _cap(self, delta: Rows) -> int:
+        """The most directions that the result may have."""
+        rank = self.recipe.rank
+        if isinstance(rank, int):
+            return rank
+        if rank == "auto":
+            return self._auto_cap
+        return delta.rank if isinstance(delta, Factored) else DENSE_CAP
+
+    @property
     def _auto_cap(self) -> int:
-        ranks = [module.rank for adapter in self.adapters for module in adapter.modules.values()]
+        ranks = [getattr(stage, "largest_rank", 0) for stage in self.parents.values()]
         return max(AUTO_CAP, *ranks)
 
+    @property
+    def _layers(self) -> int:
+        numbers = [layer_of(name) for stage in self.parents.values() for name in stage.shapes]
+        return 1 + max((number for number in numbers if number is not None), default=0)
 
-def _sum(module: str, parents: Sequence[Mapping[str, Delta]], weights: Sequence[float]) -> SumDelta:
-    terms = [
-        (weight, parent[module].b, parent[module].a)
-        for weight, parent in zip(weights, parents, strict=True)
-        if module in parent
-    ]
-    b, a = stack(terms)
-    return SumDelta((b.shape[0], a.shape[1]), b, a)
+    def _ranks(self, kept: Sequence[Kept]) -> list[int]:
+        share = energy_share(self.recipe.rank)
+        if share is not None:
+            return [one.rank_for(share) for one in kept]
+        rank = self._auto_rank(kept) if self.recipe.rank == "auto" else int(self.recipe.rank)
+        return [min(rank, one.directions) for one in kept]
+
+    def _auto_rank(self, kept: Sequence[Kept]) -> int:
+        """The smallest servable rank that keeps AUTO_ENERGY of all modules together, else the largest allowed."""
+        total = sum(one.energy for one in kept)
+        allowed = [rank for rank in SERVABLE_RANKS if rank <= self._auto_cap]
+        for rank in allowed:
+            if sum(one.kept(rank) for one in kept) >= AUTO_ENERGY * total:
+                return rank
+        return allowed[-1]
 
 
-def _auto_rank(spectra: Sequence[Spectrum], cap: int) -> int:
-    """The smallest servable rank that keeps AUTO_ENERGY of all modules together, else the largest allowed."""
-    total = sum(spectrum.energy for spectrum in spectra)
-    allowed = [rank for rank in SERVABLE_RANKS if rank <= cap]
-    for rank in allowed:
-        if sum(spectrum.cut(rank).kept for spectrum in spectra) >= AUTO_ENERGY * total:
-            return rank
-    return allowed[-1]
+def _there(stage: Stage, module: str) -> Rows:
+    delta = stage.open(module)
+    if delta is None:
+        raise LookupError(f"no delta of {module}")
+    return delta

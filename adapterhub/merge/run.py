@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapterhub.errors import ConflictError
-from adapterhub.lora.adapter import Adapter, opened
+from adapterhub.lora.adapter import Adapter, all_modules, opened
+from adapterhub.lora.memory import DEFAULT, Memory
+from adapterhub.lora.parallel import one_thread
 from adapterhub.manifest import AttestationType, Manifest
-from adapterhub.merge.engine import Engine, MergedAdapter
+from adapterhub.merge.device import find_device
+from adapterhub.merge.done import find_done, report_of, was_made_by
+from adapterhub.merge.engine import Engine
+from adapterhub.merge.parents import Parents, opened_parents
 from adapterhub.merge.recipe import Recipe
 from adapterhub.merge.result import parents_dtype, write_folder
+from adapterhub.merge.spool import Spool
+from adapterhub.merge.stages import Stage
 from adapterhub.names import Name, parse_name, slug
 from adapterhub.runs import Run, running
 from adapterhub.same_base import SharedBase, shared_base
 from adapterhub.store import Added, Resolved, Store
 from adapterhub.words import short
 
-ProgressFactory = Callable[[str, float], AbstractContextManager[Any]]
+ProgressFactory = Callable[[str, float | None], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,24 @@ class MergeOutcome:
     digest: str
     manifest: Manifest
     created: bool
-    report: dict[str, Any]
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a merge may use; the result doesn't depend on it (but for the device)."""
+
+    workers: int | None = None
+    memory: int = DEFAULT
+    """Bytes of dense deltas held at a time."""
+    device: str = "cpu"
+
+    def on(self, device: torch.device) -> Resources:
+        """One worker on a GPU, which is parallel by itself."""
+        return replace(self, workers=1) if device.type == "cuda" else self
+
+
+DEFAULTS = Resources()
 
 
 def default_name(parents: Sequence[Resolved], method: str) -> Name:
@@ -52,55 +78,123 @@ def merge(
     name: str | None,
     progress: ProgressFactory,
     move: bool = False,
+    redo: bool = False,
+    base: str | None = None,
     allow_mismatch: bool = False,
-    workers: int | None = None,
+    resources: Resources = DEFAULTS,
     note: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> MergeOutcome:
-    """Merges `parents` by `recipe` into a new adapter of the store.
+    """Merges `parents` (those that `recipe` names, in its order) into a new adapter of the store.
 
-    Raises IncompatibleError for known different bases (unless allowed), UnsupportedError for what a sum of deltas would
-    drop, ConflictError for a taken name. The store is then as it was.
+    A recipe whose result is in the store already is not run again, unless `redo`. Raises IncompatibleError for known
+    different bases (unless allowed), UnsupportedError for what a merge of deltas would drop, ConflictError for a taken
+    name. The store is then as it was.
     """
     target = parse_name(name) if name is not None else default_name(parents, recipe.method)
-    base = shared_base(store, parents, allow_mismatch=allow_mismatch)
-    for remark in base.remarks:
+    shared = shared_base(store, parents, allow_mismatch=allow_mismatch)
+    for remark in shared.remarks:
         warn(remark)
-    there = _already_there(store, target, recipe, move)
-    if there is not None:
-        return there
+    there = store.refs.read(target)
+    if there is not None and not move:
+        _require_same(store, target, there, recipe)
     record = {"name": str(target), **recipe.document()}
     added: Added | None = None
+    why = f"merge {' '.join(parent.label for parent in parents)} --method {recipe.method}"
+    device = find_device(resources.device, heavy=_is_heavy(recipe, parents))
+    resources = resources.on(device)
     try:
         with (
             store.leases.held("merge", [parent.digest for parent in parents], f"into {target}"),
-            running(store.runs_dir, "merge", record) as run,
-            opened(store, parents, "merged") as adapters,
-            _scratch(run) as folder,
+            opened(store, parents, "merged", plain=False) as adapters,
         ):
-            dtype = recipe.dtype or parents_dtype(adapters)
-            _warn_of_precision(adapters, dtype, warn)
-            merged = _compute(recipe, adapters, workers, progress)
-            write_folder(folder, merged, adapters, base.claim, dtype)
-            report = _report(merged)
-            added = store.add_folder(
-                folder,
-                name=str(target),
-                move=move,
-                provenance=_provenance(recipe, parents, base, report),
-                attestations=_inherited(base),
-                op="merge",
-                why=f"merge {' '.join(parent.label for parent in parents)} --method {recipe.method}",
-                note=note,
-            )
-            run.event(
-                "stored", name=str(target), digest=added.digest, energy_kept=merged.energy_kept
-            )
+            if is_identity(recipe) and adapters[0].facts.beyond_lora(whole=True):
+                note(f"one adapter at weight 1 is that adapter: {target} is {adapters[0].label}")
+                return _tagged(store, target, parents[0].digest, recipe, move=move, why=why)
+            with opened_parents(
+                store, adapters, recipe, base, device, allow_mismatch=allow_mismatch
+            ) as start:
+                done = None if redo else find_done(store, start.recipe, preferred=there)
+                if done is not None:
+                    return _tagged(store, target, done, start.recipe, move=move, why=why)
+                with running(store.runs_dir, "merge", record) as run, _scratch(run) as folder:
+                    report = compute(folder, start, adapters, shared, resources, progress, warn)
+                    added = store.add_folder(
+                        folder,
+                        name=str(target),
+                        move=move or redo,  # the name is free, or this recipe's
+                        provenance=_provenance(start, parents, shared, report, device),
+                        attestations=_inherited(shared),
+                        op="merge",
+                        why=why,
+                        note=note,
+                    )
+                    run.event(
+                        "stored",
+                        name=str(target),
+                        digest=added.digest,
+                        energy_kept=report["energy_kept"],
+                    )
     except KeyboardInterrupt:
         if added is None:
             raise
         raise KeyboardInterrupt(f"{target} was in the store already, and stays.") from None
     return MergeOutcome(target, added.digest, added.manifest, added.created, report)
+
+
+def compute(
+    folder: Path,
+    start: Parents,
+    adapters: Sequence[Adapter],
+    shared: SharedBase,
+    resources: Resources,
+    progress: ProgressFactory,
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """Runs the recipe and writes the result into the existing `folder`; gives the report."""
+    recipe = start.recipe
+    dtype = recipe.dtype or parents_dtype(adapters)
+    _warn_of_precision(adapters, dtype, warn)
+    names = all_modules(adapters)
+    for remark in recipe.idle_rules({n for stage in start.stages.values() for n in stage.shapes}):
+        warn(remark)
+    spooled = folder / "factors"
+    engine = Engine(recipe, start.stages, resources.workers, Memory(resources.memory))
+    with spooled.open("w+b") as file:
+        spool = Spool(file, spooled)
+        result = prepared(engine, progress)
+        with progress(f"Merging ({recipe.method})", len(names)) as bar:
+            engine.progress = bar.advance
+            report = engine.factors(result, spool, names)
+        with one_thread():
+            write_folder(
+                folder, spool, report.ranks, start.whole, result, adapters, shared.claim, dtype
+            )
+    spooled.unlink()
+    return report.document()
+
+
+def prepared(engine: Engine, progress: ProgressFactory) -> Stage:
+    """The recipe's last step, with progress where passes over all modules come first."""
+    if not engine.looks_at_all_modules:
+        return engine.result()
+    with progress("Preparing", None) as bar:
+        engine.progress = bar.advance
+        return engine.result()
+
+
+def is_identity(recipe: Recipe) -> bool:
+    """Whether the result is the one parent as it is: a single step that takes it with weight 1, nothing cut off."""
+    step = recipe.steps[-1]
+    if len(recipe.steps) > 1 or step.rank is not None or len(step.inputs) > 1:
+        return False
+    if step.spec.family != "sum":
+        return False
+    if step.weights not in ((), (1.0,)) or recipe.rank not in ("auto", "full"):
+        return False
+    if recipe.dtype or recipe.dora:  # somebody wants another form of it
+        return False
+    return step.method != "negate" and step.parameters.get("lambda", 1.0) == 1.0
 
 
 @contextmanager
@@ -114,57 +208,52 @@ def _scratch(run: Run) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compute(
-    recipe: Recipe, adapters: list[Adapter], workers: int | None, progress: ProgressFactory
-) -> MergedAdapter:
-    sizing = Engine(recipe, adapters)
-    with progress(f"Merging ({recipe.method})", sizing.steps) as bar:
-        engine = Engine(recipe, adapters, workers, bar.advance)
-        return engine.adapter(engine.deltas())
+def _require_same(store: Store, target: Name, there: str, recipe: Recipe) -> None:
+    """ConflictError where the name's adapter is not one that this recipe gave.
+
+    The base is left out: whether the recipe needs it is only known once the parents are open.
+    """
+    if not was_made_by(store, there, recipe, but=("base",)):
+        raise ConflictError(
+            f"The name {target} is taken by another adapter ({short(there)}).",
+            hint=f"Choose another with --name, or move it: --move (the old one stays as @{short(there)})",
+        )
 
 
-def _already_there(store: Store, target: Name, recipe: Recipe, move: bool) -> MergeOutcome | None:
-    if store.refs.read(target) is None or move:
-        return None
-    with (
-        store.writing(),
-        store.refs.changing(),
-    ):  # what a crash left is ended, and durable, before it is told of
-        digest = store.refs.read(target)
-    if digest is None:
-        return None
-    for attestation in store.attestations(digest):
-        if attestation.type == "provenance" and attestation.body.get("recipe") == recipe.document():
-            report = dict(attestation.body.get("report", {}))
-            return MergeOutcome(target, digest, store.manifest(digest), False, report)
-    raise ConflictError(
-        f"The name {target} is taken by another adapter ({short(digest)}).",
-        hint=f"Choose another with --name, or move it: --move (the old one stays as @{short(digest)})",
-    )
+def _tagged(
+    store: Store, target: Name, digest: str, recipe: Recipe, *, move: bool, why: str
+) -> MergeOutcome:
+    """The name given to an adapter that is there already. What a crash left is ended first, and durable."""
+    with store.writing(), store.refs.changing() as change:
+        change.set(target, digest, op="merge", why=why, move=move)
+    report = report_of(store, digest, recipe)
+    return MergeOutcome(target, digest, store.manifest(digest), False, report)
 
 
-def _report(merged: MergedAdapter) -> dict[str, Any]:
-    return {
-        "rank": merged.rank,
-        "energy_kept": round(merged.energy_kept, 6),
-        "error": round(merged.error, 6),
-        "modules": {
-            report.module: {"rank": report.rank, "energy_kept": round(report.share, 6)}
-            for report in merged.modules
-        },
-    }
+def _is_heavy(recipe: Recipe, parents: Sequence[Resolved]) -> bool:
+    """Whether a GPU pays: element-wise work on a large model."""
+    parameters = sum(p.manifest.lora.parameters for p in parents if p.manifest.lora)
+    return parameters > 10**7 and any(s.spec.family == "elementwise" for s in recipe.steps)
 
 
 def _provenance(
-    recipe: Recipe, parents: Sequence[Resolved], base: SharedBase, report: dict[str, Any]
+    start: Parents,
+    parents: Sequence[Resolved],
+    base: SharedBase,
+    report: Mapping[str, Any],
+    device: torch.device,
 ) -> dict[str, Any]:
     return {
         "event": "merged",
-        "recipe": recipe.document(),
+        "recipe": start.recipe.document(),
         "parents": [{"digest": parent.digest, "name": parent.label} for parent in parents],
         "report": report,
-        "allowed_mismatch": list(base.overridden),
-        "engine": {"adapterhub": version("adapterhub"), "torch": version("torch")},
+        "allowed_mismatch": [*base.overridden, *start.overridden],
+        "engine": {
+            "adapterhub": version("adapterhub"),
+            "torch": version("torch"),
+            "device": device.type,
+        },
     }
 
 
@@ -180,7 +269,9 @@ def _inherited(base: SharedBase) -> list[tuple[AttestationType, dict[str, Any]]]
     return [("base", body)]
 
 
-def _warn_of_precision(adapters: list[Adapter], dtype: str, warn: Callable[[str], None]) -> None:
+def _warn_of_precision(
+    adapters: Sequence[Adapter], dtype: str, warn: Callable[[str], None]
+) -> None:
     """Says when the result can't hold what the parents hold."""
     for adapter in adapters:
         if adapter.facts.dtype == "float64" or (

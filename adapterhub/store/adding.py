@@ -171,10 +171,9 @@ class Adding:
     ) -> Added:
         """Only the name may be new. What was remarked upon the first time is said again."""
         notes = [
-            str(remark)
+            remark
             for attestation in self.attestations(known.digest)
-            if attestation.type == "provenance"
-            for remark in attestation.body.get("notes", [])
+            for remark in attestation.remarks
         ]
         for remark in notes:
             note(remark)
@@ -200,13 +199,14 @@ def _judge(staged: Mapping[str, Staged]) -> tuple[AdapterFacts, str, list[str]]:
     with TensorFile(staged[WEIGHTS_NAME].path, label=WEIGHTS_NAME) as weights:
         facts = read_facts(staged[CONFIG_NAME].path, weights)
         content, value_notes = scan_values(facts, weights)
-    beyond = facts.beyond_lora()
     remarks = [*facts.notes, *value_notes]
-    if beyond:
-        remarks.append(
-            "it is kept whole, but can't be merged or exported yet, because it has "
-            + "; ".join(beyond)
-        )
+    for beyond, cannot in (
+        (facts.beyond_lora(dora=True, whole=True), "but can't be merged or exported"),
+        (facts.beyond_lora(dora=True), "and can be merged, but not exported"),
+    ):
+        if beyond:
+            remarks.append(f"it is kept whole, {cannot}, because it has {'; '.join(beyond)}")
+            break
     return facts, content, remarks
 
 

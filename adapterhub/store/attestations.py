@@ -52,13 +52,14 @@ class Attestations:
 
     def add(self, digest: str, kind: AttestationType, body: Mapping[str, Any]) -> Attestation:
         """Records something; the same statement again changes nothing. The caller holds the store's shared lock."""
+        said = _readable(body)
         make_directory(self._layout.attested.parent)
         with locked(self._layout.attested, exclusive=True):
             for known in self.of(digest):
-                if known.type == kind and known.document["body"] == dict(body):
+                if known.type == kind and known.document["body"] == said:
                     self._flush(digest)  # whoever wrote it may have died before doing so
                     return known
-            attestation = make_attestation(digest, kind, body, now("microseconds"))
+            attestation = make_attestation(digest, kind, said, now("microseconds"))
             self._write(attestation)
         return attestation
 
@@ -79,3 +80,14 @@ class Attestations:
         hexadecimal = attestation.digest.removeprefix(DIGEST_PREFIX)
         path = self._layout.attestations(attestation.subject) / hexadecimal
         self._blobs.write_document(path, attestation.data)
+
+
+def _readable(value: Any) -> Any:
+    """`value` in UTF-8: what is said may quote the name of a file, which on Linux may be any bytes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(item) for item in value]
+    return value

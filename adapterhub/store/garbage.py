@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from adapterhub.canonical import DIGEST_PREFIX
+from adapterhub.canonical import DIGEST_PREFIX, is_digest
 from adapterhub.errors import AdapterHubError, NotFoundError, StoreDamagedError, UnsupportedError
 from adapterhub.fsio import remove
 from adapterhub.manifest import Manifest
@@ -268,8 +268,9 @@ def shelved(root: Path) -> Iterator[tuple[str, Path]]:
     """The digest and path of everything on the shelves below `root`. What lies on a wrong shelf is nowhere."""
     for shelf in inside(root):
         for path in inside(shelf):
-            if len(path.name) == 64 and path.name[:2] == shelf.name:
-                yield DIGEST_PREFIX + path.name, path
+            digest = DIGEST_PREFIX + path.name
+            if is_digest(digest) and path.name[:2] == shelf.name:
+                yield digest, path
 
 
 def misplaced(store: Store) -> list[Path]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import UnsupportedError
+from adapterhub.fsio import typed_path
 from adapterhub.names import Name
 
 FORMAT_VERSION = "1"
@@ -33,7 +34,7 @@ def default_home() -> Path:
     """`$ADAPTERHUB_HOME`, else the platform's folder for user data."""
     chosen = os.environ.get("ADAPTERHUB_HOME")
     if chosen:
-        return Path(chosen).expanduser()
+        return typed_path(chosen)
     import platformdirs
 
     return Path(platformdirs.user_data_dir("adapterhub", appauthor=False))
@@ -42,7 +43,7 @@ def default_home() -> Path:
 def check_format(layout: Layout) -> None:
     """UnsupportedError where the store is of a format this version can't read. An absent store is of none."""
     try:
-        found = layout.version.read_text().strip()
+        found = layout.version.read_text("ascii", "replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return
     if found != FORMAT_VERSION:

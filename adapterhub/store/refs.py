@@ -47,7 +47,7 @@ class Refs:
             text = path.read_text("ascii").strip()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except UnicodeDecodeError:
+        except (UnicodeDecodeError, IsADirectoryError):
             text = ""
         if not is_digest(text):
             raise StoreDamagedError(
@@ -80,8 +80,9 @@ class Refs:
         """The digest `name` means; NotFoundError with the nearest names when there is none."""
         digest = self.read(name)
         if digest is None:
-            known = [str(other) for other in self.names()]
-            same_last = [other for other in known if parse_name(other).name == name.name]
+            names = self.names()
+            known = list(map(str, names))
+            same_last = [str(other) for other in names if other.name == name.name]
             guess = (
                 f"Did you mean {' or '.join(same_last[:3])}?"
                 if same_last

@@ -15,7 +15,14 @@ from pathlib import Path
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import AdapterHubError
 from adapterhub.formats.peft import WEIGHTS_NAME
-from adapterhub.fsio import fsync_directory, make_directory, publish, stage_copy, write_file
+from adapterhub.fsio import (
+    fsync_directory,
+    is_folder,
+    make_directory,
+    publish,
+    stage_copy,
+    write_file,
+)
 from adapterhub.store import views
 from adapterhub.store.adding import manifest_of
 from adapterhub.store.checking import Damage, Report, check
@@ -236,9 +243,9 @@ class _Repairer:
 
     def _copied(self, source: Path, target: Path, digest: str) -> bool:
         """Puts a copy of `source` at `target` if it has the right bytes."""
-        if not source.is_file() or (target.exists() and source.samefile(target)):
-            return False
         try:
+            if not source.is_file() or (target.exists() and source.samefile(target)):
+                return False
             staged = stage_copy(source, self._layout.tmp)
         except OSError:
             return False
@@ -276,7 +283,7 @@ class _Repairer:
 
 def _inside(place: Path, path: str) -> Iterator[tuple[str, Path]]:
     """The adapter's file `path` in a folder it was seen in, or in the single file it was added from."""
-    if place.is_dir():
+    if is_folder(place):
         yield str(place / path), place / path
     elif path == WEIGHTS_NAME:
         yield str(place), place

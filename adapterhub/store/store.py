@@ -35,6 +35,7 @@ from adapterhub.fsio import (
     Staged,
     flush_names,
     fsync_directory,
+    is_folder,
     is_read_only,
     make_directory,
     new_folder,
@@ -245,10 +246,10 @@ class Store:
             return self.bases.open(explicit)
         claim, known = resolved.manifest.base, self.known_base(resolved.digest)
         for record in self.bases.records():
-            if record["fingerprint"] == known.get("fingerprint") and Path(record["path"]).is_dir():
+            if record["fingerprint"] == known.get("fingerprint") and is_folder(record["path"]):
                 return self.bases.open(record["path"])
         repo, revision = claim.repo or known.get("repo"), claim.revision or known.get("revision")
-        if isinstance(repo, str):
+        if isinstance(repo, str) and isinstance(revision, str | None):
             return self.bases.open(repo, revision=revision)
         raise NotFoundError(
             f"{resolved.label} doesn't say which base it belongs to.",

@@ -26,7 +26,7 @@ from adapterhub.words import short
 
 _CONTENTS = "contents.json"
 _STAMP = "%Y%m%d-%H%M%S"
-_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]+\Z")
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]+\Z")
 
 
 class Trash:
@@ -39,12 +39,11 @@ class Trash:
         """All trash folders, oldest first. What a collection didn't make is none."""
         folder = self._layout.trash
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        return sorted(name for name in names if _ID.match(name))
+        return sorted(name for name in names if _is_id(name))
 
     def age(self, trash: str, now: float) -> float:
         """Seconds since it was filled."""
-        stamp = datetime.strptime(trash[:15], _STAMP).replace(tzinfo=UTC)
-        return now - stamp.timestamp()
+        return now - _filled(trash)
 
     def new(self, paths: Iterable[Path], now: float) -> str:
         """Makes a folder for these files of the store, and writes down what it will hold. Moves nothing yet."""
@@ -166,6 +165,19 @@ class Trash:
             flush_names(folder, self._layout.store)
         for folder in sorted(sources):
             fsync_directory(folder)
+
+
+def _filled(trash: str) -> float:
+    """When the trash folder with this id was filled (seconds since 1970); ValueError where that is no time."""
+    return datetime.strptime(trash[:15], _STAMP).replace(tzinfo=UTC).timestamp()
+
+
+def _is_id(name: str) -> bool:
+    try:
+        _filled(name)
+    except ValueError:
+        return False
+    return bool(_ID.match(name))
 
 
 def _intact(path: Path, digest: str) -> Manifest | None:

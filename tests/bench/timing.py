@@ -6,13 +6,17 @@ what other processes did meanwhile.
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T", bound="Timed")
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,26 @@ def inside(what: str, work: Callable[[], object]) -> Timed:
     return Timed(what, time.perf_counter() - began, time.process_time() - cpu)
 
 
-def medians(runs: int, *things: Callable[[], Timed]) -> list[Timed]:
-    """Each thing `runs` times, in turns, so that a busy moment meets all of them."""
-    taken = [[thing() for thing in things] for _ in range(runs)]
-    return [
-        Timed(
-            column[0].what,
-            statistics.median(one.wall for one in column),
-            statistics.median(one.cpu for one in column),
-        )
-        for column in zip(*taken, strict=True)
-    ]
+def median(taken: Sequence[T]) -> T:
+    """One of them with every number replaced by the median of that number."""
+    numbers = [part.name for part in fields(taken[0]) if part.name != "what"]
+    return replace(
+        taken[0],
+        **{name: statistics.median(getattr(one, name) for one in taken) for name in numbers},
+    )
+
+
+def medians(runs: int, *things: Callable[[], T], patience: float = math.inf) -> list[T]:
+    """Each thing `runs` times, in turns, so that a busy moment meets all of them.
+
+    What takes more than `patience` seconds the first time is done once.
+    """
+    taken = [[thing()] for thing in things]
+    for _ in range(runs - 1):
+        for column, thing in zip(taken, things, strict=True):
+            if column[0].wall <= patience:
+                column.append(thing())
+    return [median(column) for column in taken]
 
 
 def compare(rows: Sequence[Timed]) -> None:

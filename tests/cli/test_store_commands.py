@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "base add": (["base", "add", "{base}", "--repo", "org/tiny"], r"sha256:[0-9a-f]{64}"),
     "base ls": (["base", "ls"], r"/.*"),
     "fit": (["fit", "other", "--base", "{base}"], r"True|yes|true|other"),
-    "methods": (["methods"], r"linear\nties"),
+    "methods": (["methods"], r"linear\n(\w+\n)+sce"),
     "methods of a name": (["methods", "ties"], r"ties"),
     "merge --dry-run": (["merge", "other", "support/tone", "--dry-run"], r"linear"),
     "merge": (["merge", "other", "support/tone", "--name", "merged"], r"sha256:[0-9a-f]{64}"),

@@ -1,5 +1,7 @@
 """Every command that README and docs show is run, page by page, in the order a reader would type it.
 
+A file that a page shows, a block of YAML that begins with its name, is there.
+
 The pages speak of `./my-base`, `./tone-lora` and so on; here those are a tiny base and adapters made by PEFT. A server is only
 planned (`--dry-run`) and the screen only asked for its help: starting them for real is tested in tests/serve and tests/tui.
 """
@@ -25,6 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = Path(sys.executable).with_name("adapterhub")
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^```yaml\n# (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INSTEAD = {"serve": ["--dry-run"], "tui": ["--help"]}
 
 
@@ -32,6 +35,11 @@ def commands(page: Path) -> list[str]:
     """The lines after `$ ` in a page's console blocks."""
     blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def files(page: Path) -> dict[str, str]:
+    """The files a page shows, by name."""
+    return dict(_FILE.findall(page.read_text(encoding="utf-8")))
 
 
 @pytest.fixture
@@ -98,6 +106,8 @@ def test_every_command_shown_does_what_the_page_says(
 ) -> None:
     folder, environment = workplace
     shown = commands(page)
+    for name, text in files(page).items():
+        (folder / name).write_text(text)
     if page.name != "README.md":  # the other pages go on from where README ends
         for line in commands(PAGES[0])[:3]:
             if not (page.name == "store.md" and " add " in line and "base add" not in line):
@@ -106,6 +116,14 @@ def test_every_command_shown_does_what_the_page_says(
         done = run(line, folder, environment)
         assert done.returncode == 0, f"$ {line}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr
+
+
+def test_every_file_shown_has_a_name_and_is_used() -> None:
+    for page in PAGES:
+        blocks = page.read_text(encoding="utf-8").count("```yaml")
+        assert len(files(page)) == blocks, f"{page.name} shows a file without a name"
+        for name in files(page):
+            assert any(name in line.split() for line in commands(page)), name
 
 
 def test_readme_shows_commands_and_the_two_make_targets() -> None:

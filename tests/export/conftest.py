@@ -13,6 +13,7 @@ import pytest
 
 from adapterhub.export.run import Exported, ProgressFactory, export
 from adapterhub.merge.recipe import make_recipe
+from adapterhub.merge.run import Resources
 from adapterhub.store import Resolved, Store
 
 
@@ -29,7 +30,7 @@ class Bar:
 
 
 @contextmanager
-def silent(_: str, __: float) -> Iterator[Bar]:
+def silent(_: str, __: float | None) -> Iterator[Bar]:
     yield Bar(lambda _: None)
 
 
@@ -73,7 +74,7 @@ class Exporter:
             progress=progress,
             overwrite=overwrite,
             allow_mismatch=allow_mismatch,
-            workers=1,
+            resources=Resources(workers=1),
             warn=warn,
         )
 

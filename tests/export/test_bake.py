@@ -218,7 +218,7 @@ def test_small_tiles_change_nothing(
 ) -> None:
     adapter, base = make_adapter(modules=llama_modules()), tiny.llama(dtype="bfloat16")
     whole = tensors(exporter([adapter], base).folder)
-    monkeypatch.setattr("adapterhub.lora.dense.TILE_VALUES", 200)
+    monkeypatch.setattr("adapterhub.lora.rows.TILE_VALUES", 200)
     tiled = tensors(exporter([adapter], base).folder)
     assert sum(int((whole[name] != tiled[name]).sum()) for name in whole) <= 2
 
@@ -272,19 +272,19 @@ def test_progress_ends_at_the_size_of_the_model(
 
     from tests.export.conftest import Bar
 
-    bars: list[tuple[float, Bar]] = []
+    bars: list[tuple[float | None, Bar]] = []
 
     @contextmanager
-    def watched(_: str, total: float) -> Any:
+    def watched(_: str, total: float | None) -> Any:
         bars.append((total, Bar(lambda _: None)))
         yield bars[-1][1]
 
     for method in ("linear", "ties"):
         bars.clear()
         done = exporter([make_adapter(method)], tiny_llama, method, progress=watched)
-        assert all(bar.done == pytest.approx(total) for total, bar in bars), [
-            (bar.done, total) for total, bar in bars
-        ]
+        known = [(bar.done, total) for total, bar in bars if total is not None]
+        assert all(done == pytest.approx(total) for done, total in known), known
+        assert all(bar.done > 0 for _, bar in bars)
         assert bars[-1][0] == pytest.approx(done.size / 1e6)
 
 

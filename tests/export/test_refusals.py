@@ -17,7 +17,7 @@ from adapterhub.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from tests.support.adapters import QV
+from tests.support.adapters import EMBEDDING, QV
 from tests.support.attached import tensors
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def test_a_sum_that_overflows_its_dtype_is_refused_naming_the_weight(
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"use_dora": True, "extra": {f"{PREFIX}.lora_magnitude_vector": torch.ones(64)}}, "DoRA"),
+        ({"use_dora": True, "modules": EMBEDDING}, "DoRA on an embedding"),
         ({"extra": {f"{PREFIX}.lora_magnitude_vector": torch.ones(64)}}, "lora_magnitude_vector"),
         (
             {

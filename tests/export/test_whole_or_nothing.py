@@ -38,15 +38,12 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def breaking(error: BaseException | type[BaseException], at: float) -> Any:
-    """Progress that raises `error` once `at` of the second bar, the writing, is done."""
-    bars: list[int] = []
+    """Progress that raises `error` once `at` of the writing is done."""
 
     @contextmanager
-    def progress(_: str, total: float) -> Any:
-        bars.append(1)
-
+    def progress(what: str, total: float | None) -> Any:
         def on_advance(done: float) -> None:
-            if len(bars) == 2 and done >= at * total:
+            if what.startswith("Writing") and total is not None and done >= at * total:
                 raise error
 
         yield Bar(on_advance)

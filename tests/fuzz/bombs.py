@@ -17,7 +17,8 @@ from adapterhub.base import read_base
 from adapterhub.errors import AdapterHubError
 from adapterhub.formats.peft_config import read_config
 from adapterhub.formats.safetensors import MAX_HEADER_BYTES, TensorFile
-from tests.fuzz.targets import SEEDS, Readers
+from tests.fuzz.seeds import SEEDS
+from tests.fuzz.targets import Readers
 
 MEMORY = 512 * 2**20
 """More than any reader may take. Python holds a JSON document of 16 MiB, the largest that is read, in up to 400 MiB."""

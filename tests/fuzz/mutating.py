@@ -14,6 +14,7 @@ PIECES = (
     b"", b"\0", b"\xff", b"\n", b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\ud800", b"\\u0000", b"../", b"/", b"@", b"%",
     b"null", b"true", b"-1", b"0", b"1e999", b"NaN", b"18446744073709551616", b"9" * 400, b"[" * 2000, b'{"a":' * 600,
     b"(a+)+$", b"(?R)", b"{e<=2}", b"[[:alpha:]]", "é\u202e\U0001f600".encode(),
+    b".modules_to_save.", b".lora_A.", b"module.",
 )  # fmt: skip
 """What is put in place of something."""
 

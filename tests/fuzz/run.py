@@ -48,7 +48,7 @@ def main() -> int:
 
 def run(seconds: int, only: list[str] | None) -> int:
     """Every target for its share of the time; 1 where one was broken."""
-    from tests.fuzz.targets import NAMES
+    from tests.fuzz.seeds import NAMES
 
     names = only or list(NAMES)
     share = max(1, seconds // len(names))

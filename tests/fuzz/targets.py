@@ -1,4 +1,4 @@
-"""Every reader of bytes that strangers made, or that a disk may have changed: one function each, and bytes to begin with.
+"""Every reader of bytes that strangers made, or that a disk may have changed: one function each.
 
 A reader gets any bytes. It may take them, or raise an AdapterHubError; anything else that comes out is a fault, and so
 is a result that breaks what the reader promises (`assert`).
@@ -6,49 +6,42 @@ is a result that breaks what the reader promises (`assert`).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.base import BaseRegistry, read_base
-from adapterhub.errors import AdapterHubError, NotFoundError
+from adapterhub.canonical import canonical_bytes, parse_object
+from adapterhub.cli.listing import COLUMNS
+from adapterhub.errors import AdapterHubError, FormatError, NotFoundError
 from adapterhub.formats.keys import parse_key
 from adapterhub.formats.peft import WEIGHTS_NAME, read_facts, scan_values
 from adapterhub.formats.peft_config import CONFIG_NAME, read_config
 from adapterhub.formats.safetensors import TensorFile
-from adapterhub.formats.single import METADATA_KEY, read_single
-from adapterhub.manifest import (
-    BaseClaim,
-    FileEntry,
-    LoraFacts,
-    make_attestation,
-    make_manifest,
-    parse_attestation,
-    parse_manifest,
-)
+from adapterhub.formats.single import read_single
+from adapterhub.manifest import make_manifest, parse_attestation, parse_manifest
 from adapterhub.names import DigestPointer, Name, is_name_part, parse_name, parse_pointer, slug
 from adapterhub.remote.address import is_hub, parse_address
 from adapterhub.settings import read_settings
 from adapterhub.store import Store
-from adapterhub.store.adding import manifest_of
+from adapterhub.store.catalogue.cachefile import CacheFile
 from adapterhub.store.catalogue.catalogue import Catalogue
 from adapterhub.store.checking import check
 from adapterhub.store.garbage import make_plan
 from adapterhub.store.history import plan_undo
+from adapterhub.store.layout import check_format
+from adapterhub.store.repair import repair
 from adapterhub.store.trash import Trash
-from tests.formats.raw import file_of, pair, sound_file, table_of
+from adapterhub.tui.attested import sections
+from tests.formats.raw import sound_file
+from tests.fuzz.seeds import BINARY, SEEDS, SPLIT, TENSOR_FILES, TRASH, A
+from tests.fuzz.using import FILES, MANIFEST, commands, put
 
-SPLIT = b"\n-- weights --\n"
-"""Between the two files of the target `adapter`."""
-A, B = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
-DEEP = b"[" * 700 + b"]" * 700
-"""Deep enough for a parser in C to be content with it, and for a function that calls itself not."""
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj", "q_proj")
-TRASH = "20260101-000000-abcdef"
+_COLUMNS = ",".join(COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,11 @@ class Readers:
     # Documents
 
     def manifest(self, data: bytes) -> None:
+        document = parse_object(data, "It")
+        try:
+            canonical_bytes(document)
+        except FormatError as error:
+            raise AssertionError("what was taken can't be written") from error
         found = parse_manifest(data)
         assert parse_manifest(found.data).digest == found.digest
         for entry in found.files:
@@ -91,6 +89,23 @@ class Readers:
     def attestation(self, data: bytes) -> None:
         found = parse_attestation(data)
         assert parse_attestation(found.data).digest == found.digest
+
+    def stored_manifest(self, data: bytes) -> None:
+        put(self.layout, data)
+        self._use(
+            ("ls", "a", "--columns", _COLUMNS), ("ls", "--json", "--base", "org/base", "--sort", "size"),
+            ("show", "tone"), ("show", "tone", "--json"), ("fit", "tone"), ("fsck",), ("gc", "--dry-run"),
+        )  # fmt: skip
+
+    def stored_attestation(self, data: bytes) -> None:
+        put(self.layout, MANIFEST.data, data)
+        with suppress(AdapterHubError):
+            list(sections(self.store.attestations(MANIFEST.digest), {}))
+        self._use(
+            ("ls", "--columns", _COLUMNS), ("ls", "good", "--unused", "1d"), ("ls", "--json", "--base", "org/base"),
+            ("show", "tone"), ("show", "tone", "--attestations"), ("show", "tone", "--json"), ("fit", "tone"),
+            ("lineage", "tone"), ("affected-by", "org/base"), ("fsck",),
+        )  # fmt: skip
 
     def ref(self, data: bytes) -> None:
         name = parse_name("tone")
@@ -136,10 +151,47 @@ class Readers:
         read_settings(self.folder / "config.toml")
 
     def places(self, data: bytes) -> None:
+        put(self.layout, MANIFEST.data)
+        shutil.rmtree(self.layout.blobs)
         self._write(self.layout.places, data)
-        for folder in self.store.places.of(A):
-            with suppress(AdapterHubError, OSError):  # as a repair looks at it
-                manifest_of(Path(folder))
+        repair(self.store, check(self.store))
+        self._clear()
+
+    def format_and_id(self, data: bytes) -> None:
+        before = {path: path.read_bytes() for path in (self.layout.version, self.layout.id)}
+        try:
+            self._write(self.layout.id, data)
+            assert _stays_inside(self.folder, CacheFile(self.layout).path.name)
+            self._write(self.layout.version, data)
+            check_format(self.layout)
+        finally:
+            for path, kept in before.items():
+                path.write_bytes(kept)
+
+    def file_name(self, data: bytes) -> None:
+        name = os.fsdecode(data.replace(b"\0", b"").replace(b"/", b"")[:250])
+        if not name or name.startswith("."):
+            return
+        layout = self.layout
+        put(layout, MANIFEST.data)
+        training = self.folder / "training"
+        for file, content in {f"{name}.log": b"", **FILES}.items():
+            self._write(training / file, content)
+        folders = [layout.refs, layout.refs / "_", layout.told, layout.trash, layout.views]
+        made = [
+            *(folder / name / name for folder in folders if not (folder / name).exists()),
+            *(shelves / name[:2] / name for shelves in (layout.manifests, layout.blobs)),
+        ]
+        try:
+            for path in made:
+                self._write(path, b"")
+            self._use(
+                ("add", str(training), "--name", "again"), ("ls",), ("show", "--", name),
+                ("fsck", "--repair"), ("fsck",), ("gc", "--dry-run"),
+            )  # fmt: skip
+        finally:
+            for path in (*made, training / name):
+                shutil.rmtree(path.parent, ignore_errors=True)
 
     def trash_contents(self, data: bytes) -> None:
         self._write(self.layout.trash / TRASH / "contents.json", data)
@@ -188,7 +240,7 @@ class Readers:
 
     def base(self, data: bytes) -> None:
         folder = self.folder / "base"
-        self._write(folder / "model.safetensors", _TENSOR_FILES[0])
+        self._write(folder / "model.safetensors", TENSOR_FILES[0])
         self._write(folder / "config.json", data)
         found = read_base(folder)
         BaseRegistry(self.folder / "bases").remember(found)
@@ -210,10 +262,22 @@ class Readers:
             for text in (str(self.folder), "org/base"):
                 with suppress(NotFoundError):
                     self.store.bases.open(text)
+            commands(
+                self.store.home, ("base", "ls"), ("ls", "--base", A), ("affected-by", "org/base")
+            )
         finally:
             (self.layout.bases / "x.json").unlink()
 
     # Words
+
+    def argument(self, data: bytes) -> None:
+        text = data.replace(b"\0", b"").decode("utf-8", "surrogateescape")  # as Python reads them
+        put(self.layout, MANIFEST.data)
+        self._use(
+            ("ls", f"--target={text}", f"--method={text}", f"--kind={text}", "--", text),
+            ("ls", f"--rank={text}"), ("ls", f"--unused={text}"), ("ls", f"--base={text}"), ("ls", f"--fits={text}"),
+            ("show", "--", text), ("base", "add", "--", text), ("tag", "tone", "--", text), ("fsck", f"--read-data={text}"),
+        )  # fmt: skip
 
     def tensor_name(self, data: bytes) -> None:
         key = parse_key(data.decode("utf-8", "replace"))
@@ -253,121 +317,19 @@ class Readers:
         with self.store.refs.changing():
             pass
 
+    def _use(self, *calls: tuple[str, ...]) -> None:
+        try:
+            commands(self.store.home, *calls)
+        finally:
+            self._clear()
+
     def _clear(self) -> None:
-        shutil.rmtree(self.layout.refs, ignore_errors=True)
-        for path in (self.layout.journal, self.layout.attested):
+        layout = self.layout
+        for folder in (layout.refs, layout.manifests, layout.told, layout.blobs, layout.quarantine):
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in (layout.journal, layout.attested, layout.places):
             path.unlink(missing_ok=True)
 
 
 def _stays_inside(folder: Path, path: str) -> bool:
     return Path(os.path.normpath(folder / path)).is_relative_to(folder) and folder / path != folder
-
-
-def _with(document: bytes, key: str, value: bytes) -> bytes:
-    """A JSON object with one more field."""
-    return document.rstrip()[:-1] + b', "' + key.encode() + b'": ' + value + b"}"
-
-
-def _config(**fields: object) -> bytes:
-    plain = {"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 4, "lora_alpha": 8}
-    return json.dumps({**plain, "target_modules": ["q_proj"], **fields}).encode()
-
-
-_MANIFEST = make_manifest(
-    kind="lora",
-    base=BaseClaim("org/base", "0123456789" * 4, {"repo": "org/base-4bit"}),
-    lora=LoraFacts(4, 8.0, ["q_proj"], 1, 512, "float32", {"v": 2}, {"v": 4.5}),
-    files=[FileEntry("a/b.txt", A, 3), FileEntry(WEIGHTS_NAME, B, 2048)],
-    content=A,
-).data
-_ATTESTATION = make_attestation(A, "provenance", {"event": "merged", "parents": [{"digest": B, "name": "tone"}]}, "2026-01-01T00:00:00.000001+00:00").data  # fmt: skip
-
-
-def _line(**fields: object) -> bytes:
-    plain = {
-        "time": "2026-01-01T00:00:00+00:00",
-        "who": "a@b",
-        "op": "add",
-        "ref": "tone",
-        "before": None,
-        "after": A,
-    }
-    return json.dumps({**plain, "why": "add tone", "id": "0123", "about": "", **fields}).encode() + b"\n"  # fmt: skip
-
-
-_JOURNAL = b"".join((
-    _line(), _line(op="done", ref="", after=None, id="1", about="0123"),
-    _line(op="tag", ref="a/legal:v1", id="2"), _line(op="tag", ref="tone", before=A, after=B, id="2"),
-    _line(op="cancel", ref="", after=None, id="3", about="2"),
-    _line(op="gc", ref="", after=None, id="4", about=f"sweep {TRASH}"), _line(op="done", ref="", after=None, id="5", about="4"),
-    _line(op="rm", before=A, after=None, id="6"),
-))  # fmt: skip
-_ATTESTED = json.dumps({"time": "2026-01-01T00:00:00+00:00", "subject": A, "digest": B, "type": "note"}).encode() + b"\n"  # fmt: skip
-_LEASE = json.dumps({
-    "kind": "serve", "digests": [A, B], "about": "a server", "created": "2026-01-01T00:00:00+00:00", "pid": 12,
-    "host": os.uname().nodename, "boot": "x", "space": "pid:[1]", "started": 3, "id": "serve-1",
-}).encode()  # fmt: skip
-_SETTINGS = b'[store]\ngrace = "14d"\ntrash = "2.5w"\nkeep_releases = 3\n'
-_PLACES = b"".join(json.dumps({"digest": A, "folder": folder}).encode() + b"\n" for folder in ("/nowhere/tone", "rel", "~", "a\0b"))  # fmt: skip
-_CONTENTS = json.dumps([f"manifests/sha256/ab/{A[7:]}", f"blobs/sha256/cd/{B[7:]}", f"views/{A[7:]}"]).encode()  # fmt: skip
-_RECORD = json.dumps({"repo": "org/base", "revision": None, "path": "/nowhere", "fingerprint": A, "parameters": 3, "architecture": None}).encode()  # fmt: skip
-_SMALL = pair("q_proj", rank=4, width=4, out=4, fill=b"\0\0\x80?")
-_TENSOR_FILES = (
-    sound_file(_SMALL, padding=5),
-    sound_file({"a": ("BF16", [2, 1], b"\1\2\3\4"), "b": ("F8_E4M3", [3], b"abc"), "c": ("I64", [0], b""), "d": ("C64", [], bytes(8))}),
-    file_of({"x": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, bytes(4)),
-    file_of({"__metadata__": {"format": "pt"}}, length=2**63),
-    file_of(b'{"a":' + DEEP + b"}"),
-    sound_file({"a" * 5000: ("F32", [1], bytes(4))}),
-)  # fmt: skip
-_SINGLE_FILES = tuple(
-    file_of({"__metadata__": {METADATA_KEY: metadata}, **table_of(tensors)}, b"".join(data for _, _, data in tensors.values()))
-    for metadata, tensors in (
-        (_config().decode(), _SMALL),
-        (json.dumps({"transformer.r": 4, "transformer.peft_type": "LORA"}), {f"transformer.{k}": v for k, v in _SMALL.items()}),
-        ("\ud800", _SMALL),
-    )
-)  # fmt: skip
-_CONFIGS = (
-    _config(),
-    _config(rank_pattern={r"^model\.layers\.[0-9]+\.mlp$": 2}, alpha_pattern={"(q|k)_proj": 1.5}, use_rslora=True),
-    _config(rank_pattern={"(a+)+$": 2, "(.*.*.*.*)*x": 1}, modules_to_save=["head"], revision="0123456789" * 4),
-    _config(rank_pattern={r"(?:q_proj){e<=3}": 2, "[[:alpha:]]+": 1, "(?i)Q": 3, "x{99999}": 1, "(x{1000}){1000}": 1}),
-    _config(lora_alpha=1e308, use_dora=True, init_lora_weights="pissa", base_model_name_or_path="/a/path"),
-    _with(_config(), "other", DEEP),
-    b'{"peft_type": "LORA", "r": ' + b"9" * 5000 + b"}",
-)  # fmt: skip
-
-SEEDS: Mapping[str, tuple[bytes, ...]] = {
-    "manifest": (_MANIFEST, _with(_MANIFEST, "other", DEEP)),
-    "attestation": (_ATTESTATION, _with(_ATTESTATION, "other", DEEP)),
-    "ref": (f"{A}\n".encode(), b"sha256:", b""),
-    "journal": (_JOURNAL, _JOURNAL[:-20], _with(_line(), "other", DEEP) + b"\n"),
-    "catalogue": (_JOURNAL, _ATTESTED, _with(_ATTESTED, "other", DEEP) + b"\n"),
-    "lease": (_LEASE, _with(_LEASE, "other", DEEP)),
-    "settings": (_SETTINGS, b"a=" + b"[" * 5000, b"a=" + b"9" * 5000),
-    "places": (_PLACES, _with(_PLACES.partition(b"\n")[0], "other", DEEP)),
-    "trash contents": (_CONTENTS, b'["../../x"]', b'["/etc/passwd"]', b'[""]', b"[[]]", DEEP),
-    "safetensors": _TENSOR_FILES,
-    "config": _CONFIGS,
-    "adapter": (_config() + SPLIT + _TENSOR_FILES[0],),
-    "single file": _SINGLE_FILES,
-    "base": (b'{"model_type": "gpt2", "tie_word_embeddings": true}', b'{"a":' + DEEP + b"}"),
-    "base index": (b'{"weight_map": {"q.weight": "model-1.safetensors"}}',),
-    "base record": (_RECORD, b"{}"),
-    "tensor name": (
-        b"base_model.model.q.lora_A.default.weight",
-        b"a.modules_to_save.b.modules_to_save.c.weight",
-        b"a" + b".modules_to_save" * 2000 + b".x",
-    ),
-    "name": (b"support/tone:v2", b"tone@sha256:1f2e3d", b"a\x00b", b"con.x"),
-    "address": (
-        b"hf://org/repo@main/folder",
-        b"hf://gpt2@refs%2Fpr%2F1/a/b",
-        b"hf://models/a/b",
-        b"hf://models/models/a@v1/b",
-    ),
-}
-"""The readers' names (methods of `Readers`), and what each is first given: something sound, then what was a fault once."""
-NAMES = tuple(SEEDS)
-BINARY = frozenset({"safetensors", "adapter", "single file"})

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from adapterhub.errors import AdapterHubError
 from tests.fuzz.bombs import BOMBS, MEMORY
 from tests.fuzz.mutating import inputs
-from tests.fuzz.targets import NAMES, Readers, Target
+from tests.fuzz.seeds import NAMES
+from tests.fuzz.targets import Readers, Target
 
 HANG_SECONDS = 60
 """Nothing here takes a second. This is no measurement: it makes a hang a failure with a stack."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.lora.lowrank import Spectrum, decompose, stack
+from adapterhub.lora.rows import Factored
 
 LAW = settings(max_examples=60, deadline=None)
 
@@ -21,8 +22,9 @@ def factors(
     )
 
 
-def product(spectrum: Spectrum) -> torch.Tensor:
-    return spectrum.b.double() @ spectrum.a.double()
+def product(pair: Spectrum | Factored) -> torch.Tensor:
+    """b @ a in float64."""
+    return pair.b.double() @ pair.a.double()
 
 
 def check(found: Spectrum, dense: torch.Tensor, rank: int, tolerance: float = 1e-5) -> None:
@@ -53,12 +55,12 @@ def test_decompose_and_cut_are_the_truncated_svd(
     out: int, width: int, rank: int, cut: int, exponent: int, seed: int
 ) -> None:
     b, a = factors(seed, out, width, rank, 10.0**exponent)
-    check(decompose(b, a).cut(cut), b.double() @ a.double(), cut)
+    check(decompose(Factored(b, a)).cut(cut), b.double() @ a.double(), cut)
 
 
 def test_an_adapter_stacked_on_itself_has_its_own_rank() -> None:
     b, a = factors(0, 30, 20, 4)
-    found = decompose(*stack([(0.25, b, a), (0.75, b, a)]))
+    found = decompose(stack([Factored(b, a)] * 2, [0.25, 0.75]))
     assert found.b.shape[1] == 4
     check(found, b.double() @ a.double(), 4)
 
@@ -67,7 +69,7 @@ def test_an_adapter_stacked_on_itself_has_its_own_rank() -> None:
 def test_zero_factors_give_one_direction_of_zeros(which: str) -> None:
     b, a = factors(0, 9, 7, 3)
     b, a = (b * 0 if which != "a" else b), (a * 0 if which != "b" else a)
-    found = decompose(b, a)
+    found = decompose(Factored(b, a))
     assert found.b.shape == (9, 1)
     assert found.a.shape == (1, 7)
     assert found.energy == found.kept == 0
@@ -79,7 +81,7 @@ def test_rank_deficient_factors_lose_their_empty_directions(true_rank: int) -> N
     left, inner = factors(1, 50, 8, true_rank)
     _, a = factors(2, 1, 40, 8)
     b = left @ inner  # (50, 8) of rank `true_rank`
-    found = decompose(b, a)
+    found = decompose(Factored(b, a))
     assert found.b.shape[1] == true_rank
     check(found, b.double() @ a.double(), true_rank)
 
@@ -88,7 +90,7 @@ def test_directions_just_above_rounding_are_kept() -> None:
     b, _ = torch.linalg.qr(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)))
     a, _ = torch.linalg.qr(torch.randn(50, 3, generator=torch.Generator().manual_seed(1)))
     sizes = torch.tensor([1.0, 1e-3, 1e-5])
-    found = decompose(b * sizes, a.T)
+    found = decompose(Factored(b * sizes, a.T))
     assert len(found.values) == 3
     assert found.values[2] == pytest.approx(1e-5, rel=0.05)
 
@@ -99,7 +101,7 @@ def test_directions_just_above_rounding_are_kept() -> None:
 def test_scales_near_the_ends_of_float32(scale_b: float, scale_a: float) -> None:
     b, a = factors(5, 20, 30, 6)
     b, a = b * scale_b, a * scale_a
-    found = decompose(b, a)
+    found = decompose(Factored(b, a))
     assert torch.isfinite(found.b).all()
     assert torch.isfinite(found.a).all()
     dense = b.double() @ a.double()
@@ -109,15 +111,16 @@ def test_scales_near_the_ends_of_float32(scale_b: float, scale_a: float) -> None
 
 def test_factors_of_very_unequal_scale_come_out_balanced() -> None:
     b, a = factors(6, 20, 30, 6)
-    found = decompose(b * 1e6, a * 1e-6)
+    found = decompose(Factored(b * 1e6, a * 1e-6))
     assert torch.allclose(found.b.norm(dim=0), found.a.norm(dim=1), rtol=1e-4)
 
 
 def test_the_form_is_canonical() -> None:
     b, a = factors(7, 25, 35, 5)
     mixing = torch.randn(5, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    other = decompose((b.double() @ mixing).float(), torch.linalg.solve(mixing, a.double()).float())
-    found = decompose(b, a)
+    turned = (b.double() @ mixing, torch.linalg.solve(mixing, a.double()))
+    other = decompose(Factored(*(side.float() for side in turned)))
+    found = decompose(Factored(b, a))
     assert torch.allclose(found.b, other.b, atol=1e-4)
     assert torch.allclose(found.a, other.a, atol=1e-4)
 
@@ -125,10 +128,44 @@ def test_the_form_is_canonical() -> None:
 @pytest.mark.parametrize("rank", [1, 2, 400])
 def test_a_stack_wider_than_the_matrix_is_no_trouble(rank: int) -> None:
     b, a = factors(8, 6, 5, 30)
-    check(decompose(b, a).cut(rank), b.double() @ a.double(), rank)
+    check(decompose(Factored(b, a)).cut(rank), b.double() @ a.double(), rank)
 
 
 def test_one_row_or_one_column() -> None:
     for out, width in ((1, 9), (9, 1), (1, 1)):
         b, a = factors(3, out, width, 2)
-        check(decompose(b, a), b.double() @ a.double(), 2)
+        check(decompose(Factored(b, a)), b.double() @ a.double(), 2)
+
+
+@LAW
+@given(
+    out=st.integers(1, 20),
+    width=st.integers(1, 20),
+    ranks=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    weights=st.lists(st.floats(-3, 3), min_size=4, max_size=4),
+    seed=st.integers(0, 2**31),
+)
+def test_a_stack_is_the_weighted_sum_and_its_rank_the_sum_of_ranks(
+    out: int, width: int, ranks: list[int], weights: list[float], seed: int
+) -> None:
+    parts = [Factored(*factors(seed + i, out, width, rank)) for i, rank in enumerate(ranks)]
+    found = stack(parts, weights[: len(parts)])
+    expected = sum(w * product(p) for w, p in zip(weights, parts, strict=False))
+    mass = sum(abs(w) * float(product(p).norm()) for w, p in zip(weights, parts, strict=False))
+    assert found.rank == sum(ranks)
+    assert float((product(found) - expected).norm()) <= 1e-6 * mass
+
+
+@LAW
+@given(
+    rank=st.integers(1, 12),
+    wanted=st.integers(1, 15),
+    seed=st.integers(0, 2**31),
+)
+def test_asking_for_fewer_directions_is_cutting_them_off(rank: int, wanted: int, seed: int) -> None:
+    delta = Factored(*factors(seed, 14, 11, rank))
+    few, cut = decompose(delta, wanted), decompose(delta).cut(wanted)
+    assert torch.equal(few.b, cut.b)
+    assert torch.equal(few.a, cut.a)
+    assert torch.equal(few.values, cut.values)
+    assert few.energy == cut.energy

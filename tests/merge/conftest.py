@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from adapterhub.merge.recipe import make_recipe
-from adapterhub.merge.run import MergeOutcome, merge
+from adapterhub.lora.memory import DEFAULT
+from adapterhub.merge.recipe import Recipe, make_recipe
+from adapterhub.merge.run import MergeOutcome, Resources, merge
+from adapterhub.merge.schedule import Number
 from adapterhub.store import Resolved, Store
 from tests.support.adapters import AdapterMaker
 from tests.support.dense import Deltas, read_deltas
@@ -30,7 +32,7 @@ class Counter:
 
 
 @contextmanager
-def silent(_: str, __: float) -> Iterator[Counter]:
+def silent(_: str, __: float | None) -> Iterator[Counter]:
     yield Counter()
 
 
@@ -57,7 +59,7 @@ class Merged:
         return read_deltas(self.folder)
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Mapping[str, Any]:
         return self.outcome.report
 
     @property
@@ -82,50 +84,51 @@ class Merger:
         self.store.add_folder(folder, name=name, **settings)
         return self.store.resolve(name)
 
-    def __call__(
-        self,
-        folders: Sequence[Path],
-        method: str = "linear",
-        *,
-        weights: Sequence[float] | None = None,
-        rank: str | int = "full",
-        dtype: str | None = "float32",
-        workers: int | None = 1,
-        allow_mismatch: bool = False,
-        **parameters: Any,
-    ) -> Merged:
-        parents = [self.add(folder) for folder in folders]
-        return self.of(
-            parents,
-            method,
-            weights=weights,
-            rank=rank,
-            dtype=dtype,
-            workers=workers,
-            allow_mismatch=allow_mismatch,
-            **parameters,
-        )
+    def __call__(self, folders: Sequence[Path], method: str = "linear", **settings: Any) -> Merged:
+        """As `of`, for folders that are added first."""
+        return self.of([self.add(folder) for folder in folders], method, **settings)
 
     def of(
         self,
         parents: Sequence[Resolved],
         method: str = "linear",
         *,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[Number] | None = None,
         rank: str | int = "full",
         dtype: str | None = "float32",
-        workers: int | None = 1,
-        allow_mismatch: bool = False,
-        **parameters: Any,
+        seed: int = 0,
+        semantics: str = "paper",
+        dora: str | None = None,
+        saved_from: Resolved | None = None,
+        **settings: Any,
     ) -> Merged:
+        """Merges; `settings` that `run` doesn't know are the method's parameters."""
+        known = ("workers", "memory", "base", "allow_mismatch")
         recipe = make_recipe(
             method,
             [parent.digest for parent in parents],
             weights=weights,
-            parameters=parameters,
+            parameters={key: value for key, value in settings.items() if key not in known},
             rank=rank,
             dtype=dtype,
+            seed=seed,
+            semantics=semantics,
         )
+        kept = None if saved_from is None else saved_from.digest
+        recipe = replace(recipe, dora=dora, saved_from=kept)
+        return self.run(parents, recipe, **{k: v for k, v in settings.items() if k in known})
+
+    def run(
+        self,
+        parents: Sequence[Resolved],
+        recipe: Recipe,
+        *,
+        workers: int | None = 1,
+        memory: int = DEFAULT,
+        base: str | None = None,
+        allow_mismatch: bool = False,
+    ) -> Merged:
+        """Runs a recipe under a fresh name, whether or not it was run before."""
         warnings: list[str] = []
         outcome = merge(
             self.store,
@@ -133,7 +136,9 @@ class Merger:
             recipe,
             name=f"m{next(self._numbers)}",
             progress=silent,
-            workers=workers,
+            redo=True,
+            base=base,
+            resources=Resources(workers=workers, memory=memory),
             allow_mismatch=allow_mismatch,
             warn=warnings.append,
         )

@@ -1,4 +1,7 @@
-"""A chosen rank gives the best approximation there is, and the report says what it cost (Eckart and Young 1936)."""
+"""A chosen rank gives the best approximation there is, and the report says what it cost (Eckart and Young 1936).
+
+Whatever the report says is worked out again here from the file that was written, in float64.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,75 @@ def check_report(merged: Merged, expected: Deltas) -> None:
         energy = float((expected[module] ** 2).sum())
         assert row["energy_kept"] == pytest.approx(1 - lost[module] / energy, abs=2e-6)
         assert row["rank"] == read_factors(merged.folder)[module][1].shape[0]
+
+
+def shares_of(parts: list[float], wholes: list[float]) -> Any:
+    """One share a parent; None for a parent that isn't there."""
+    return [part / size if size > 0 else None for part, size in zip(parts, wholes, strict=True)]
+
+
+def same_shares(found: Any, expected: Any) -> bool:
+    """To the six digits that are written down."""
+    return [one is None for one in found] == [one is None for one in expected] and all(
+        abs(one - other) <= 5e-6 * max(1.0, abs(other))
+        for one, other in zip(found, expected, strict=True)
+        if one is not None
+    )
+
+
+def check_parents(merged: Merged, parents: list[Deltas]) -> None:
+    """What is said to be kept of the parents is in the file: <M, ΔW>/||ΔW||², and ||U'ΔWV||²/||ΔW||² where cut."""
+    zero = [0.0] * len(parents)
+    inner, inside, norms = list(zero), list(zero), list(zero)
+    for module, row in merged.report["modules"].items():
+        matrix = merged.deltas[module]
+        u, _, vt = np.linalg.svd(matrix, full_matrices=False)
+        u, vt = u[:, : row["rank"]], vt[: row["rank"]]
+        those = [parent.get(module, np.zeros_like(matrix)) for parent in parents]
+        own = [float((matrix * delta).sum()) for delta in those]
+        within = [float(((u.T @ delta @ vt.T) ** 2).sum()) for delta in those]
+        sizes = [float((delta**2).sum()) for delta in those]
+        assert same_shares(row["retained"], shares_of(own, sizes)), module
+        if "subspace" in row:
+            assert same_shares(row["subspace"], shares_of(within, sizes)), module
+        for place in range(len(parents)):
+            inner[place] += own[place]
+            inside[place] += within[place]
+            norms[place] += sizes[place]
+    assert same_shares(merged.report["retained"], shares_of(inner, norms))
+    if "subspace" in merged.report:
+        assert same_shares(merged.report["subspace"], shares_of(inside, norms))
+
+
+@pytest.mark.parametrize("rank", ["full", 1, 5, "auto", "energy=0.9"])
+@pytest.mark.parametrize("method", ["linear", "karcher", "ties", "della", "sce"])
+def test_the_report_says_what_is_kept_of_each_parent(
+    merger: Merger, method: str, rank: str | int
+) -> None:
+    folders = [
+        merger.adapter(seed=0, rank=12, modules=llama_modules("q_proj", "up_proj")),
+        merger.adapter(seed=1, rank=7, scale=0.1),
+        merger.adapter(seed=2, scale=0.0),
+    ]
+    merged = merger(folders, method, rank=rank)
+    check_parents(merged, [read_deltas(folder) for folder in folders])
+    assert merged.report["retained"][2] is None, "of nothing, nothing can be kept"
+    assert ("subspace" in merged.report) == (rank != "full")
+
+
+def test_an_uncut_sum_keeps_its_parents_by_their_weights_and_all_of_their_subspace(
+    merger: Merger,
+) -> None:
+    # Adapters on different modules don't mix: of each, its weight is left.
+    folders = [
+        merger.adapter(seed=0, modules=llama_modules("q_proj")),
+        merger.adapter(seed=1, modules=llama_modules("v_proj")),
+    ]
+    for rank in ("full", 4):
+        report = merger(folders, weights=[0.7, -0.3], rank=rank).report
+        assert report["retained"] == pytest.approx([0.7, -0.3], abs=2e-6)
+        assert report.get("subspace", [1, 1]) == pytest.approx([1, 1], abs=2e-6)
+        assert (report["energy_kept"], report["error"]) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8, 20])
@@ -114,6 +186,40 @@ def test_auto_is_servable_and_keeps_99_percent_or_stops_at_its_cap(
     if smaller:  # it is the smallest that will do
         assert 1 - (discarded(expected, smaller[-1]) / norm(expected)) ** 2 < 0.99
     check_report(merged, expected)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.99, 0.9999])
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_a_share_of_the_energy_takes_the_smallest_rank_in_every_module(
+    merger: Merger, method: str, share: float
+) -> None:
+    modules = llama_modules("q_proj", "v_proj", "up_proj")
+    folders = [merger.adapter(factors=falling(seed, modules=modules), rank=24) for seed in range(2)]
+    parents = [read_deltas(folder) for folder in folders]
+    merged = merger(folders, method, weights=[1, 1], rank=f"energy={share}")
+    if method == "linear":
+        expected = weighted_sum(parents, [1, 1])
+    else:
+        expected = ties(parents, [1, 1], density=0.2).merged
+    for module, delta in expected.items():
+        energies = np.linalg.svd(delta, compute_uv=False) ** 2
+        wanted = 1 + int(np.searchsorted(np.cumsum(energies) / energies.sum(), share))
+        found = merged.report["modules"][module]
+        assert found["rank"] == wanted
+        assert found["energy_kept"] >= share - 1e-6
+    check_report(merged, expected)
+    assert merged.report["rank"] == max(r["rank"] for r in merged.report["modules"].values())
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_all_of_the_energy_takes_the_directions_there_are(merger: Merger, method: str) -> None:
+    folders = [merger.adapter(seed=0, rank=3), merger.adapter(seed=1, rank=2)]
+    merged = merger(folders, method, rank="energy=1", weights=[1, 1])
+    for module, delta in merger(folders, method, weights=[1, 1]).deltas.items():
+        there = int(np.linalg.matrix_rank(delta, rtol=1e-6))  # trimmed, whole columns may be zero
+        assert there == 5 or method == "ties"
+        assert merged.report["modules"][module]["rank"] == there
+    assert merged.report["error"] <= 1e-5
 
 
 def test_the_cap_of_auto_grows_with_the_parents(merger: Merger) -> None:

@@ -20,9 +20,6 @@ from tests.merge.conftest import state
 from tests.support.adapters import QV
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from tests.merge.conftest import Merger
 
 PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -35,25 +32,9 @@ MORE_THAN_LORA: dict[str, tuple[dict[str, Any], str]] = {
         {"extra": {f"{PREFIX}.lora_magnitude_vector": torch.ones(64)}},
         "q_proj.lora_magnitude_vector",
     ),
-    "DoRA of an older PEFT": (
+    "DoRA of another PEFT": (
         {"use_dora": True, "extra": {f"{PREFIX}.lora_magnitude_vector.weight": torch.ones(64)}},
         "DoRA",
-    ),
-    "modules_to_save": (
-        {"modules_to_save": ["lm_head"], "extra": {"base_model.model.lm_head.weight": torch.ones(160, 64)}},
-        "lm_head.weight",
-    ),
-    "modules_to_save that the configuration doesn't name": (
-        {"extra": {"base_model.model.score.modules_to_save.default.weight": torch.ones(2, 64)}},
-        "score.weight",
-    ),
-    "bias": (
-        {"bias": "lora_only", "extra": {"base_model.model.model.layers.0.self_attn.q_proj.bias": torch.ones(64)}},
-        "q_proj.bias",
-    ),
-    "bias in PEFT's base_layer": (
-        {"bias": "all", "extra": {f"{PREFIX}.base_layer.bias": torch.ones(64)}},
-        "bias",
     ),
     "lora_bias": (
         {"lora_bias": True, "extra": {f"{PREFIX}.lora_B.bias": torch.ones(64)}},
@@ -99,6 +80,42 @@ def test_more_than_a_plain_lora_is_kept_but_not_merged(
         merger.of([plain, odd], method)
     assert named.lower() in str(caught.value).lower()
     assert odd.label in caught.value.what
+    assert state(merger.store) == before
+
+
+WHOLE: dict[str, tuple[dict[str, Any], str]] = {
+    "modules_to_save": (
+        {"modules_to_save": ["lm_head"], "extra": {"base_model.model.lm_head.weight": torch.ones(160, 64)}},
+        "lm_head.weight",
+    ),
+    "modules_to_save that the configuration doesn't name": (
+        {"extra": {"base_model.model.score.modules_to_save.default.weight": torch.ones(2, 64)}},
+        "score.weight",
+    ),
+    "bias": (
+        {"bias": "lora_only", "extra": {f"{PREFIX}.bias": torch.ones(64)}},
+        "q_proj.bias",
+    ),
+    "bias in PEFT's base_layer": (
+        {"bias": "all", "extra": {f"{PREFIX}.base_layer.bias": torch.ones(64)}},
+        "q_proj.bias",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_whole_weights_are_not_merged_where_the_base_they_need_is_not_here(
+    merger: Merger, kind: str, method: str
+) -> None:
+    settings, named = WHOLE[kind]
+    parents = [merger.add(merger.adapter(seed=1)), merger.add(merger.adapter(**settings))]
+    before = state(merger.store)
+    with pytest.raises(UsageError) as caught:
+        merger.of(parents, method)
+    assert named in caught.value.what
+    assert "org/tiny" in caught.value.why
+    assert all(flag in caught.value.hint for flag in ("--base", "--saved-from"))
     assert state(merger.store) == before
 
 
@@ -173,16 +190,6 @@ def test_a_recipe_that_makes_no_sense_is_a_usage_error(
 def test_an_unknown_method_is_a_usage_error_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="linear"):
         make_recipe("linaer", ["sha256:" + "0" * 64])
-
-
-def test_the_adapters_peft_made_with_saved_embeddings_are_refused_naming_them(
-    merger: Merger, tiny_llama: Path, make_peft_adapter: Callable[..., Path]
-) -> None:
-    # PEFT saves the base's whole embedding beside a LoRA on it; whether it was trained can't be told without the base.
-    with pytest.warns(UserWarning, match="save_embedding_layers"):
-        folder = make_peft_adapter(tiny_llama, "embedding", targets=("embed_tokens", "q_proj"), r=4)
-    with pytest.raises(UnsupportedError, match="embed_tokens"):
-        merger([folder, merger.adapter()])
 
 
 def test_two_spellings_of_one_module_are_not_merged_as_two(merger: Merger) -> None:

@@ -50,17 +50,25 @@ def logits(model: Any) -> npt.NDArray[np.float64]:
 
 
 def logits_of_dense(
-    folder: Path, deltas: Deltas, *, conv1d: bool = False
+    folder: Path,
+    deltas: Deltas,
+    *,
+    conv1d: bool = False,
+    whole: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Of the float32 base with the float64 deltas added to its weights, ties cut where only one side is changed."""
+    """Of the float32 base with `whole` in place of its own parameters and the float64 deltas added to its weights, ties
+    cut where only one side is changed."""
     model = load(folder).double()
-    if model.config.tie_word_embeddings and deltas.keys() & {
+    changed = {*deltas, *(name.removesuffix(".weight") for name in whole or ())}
+    if model.config.tie_word_embeddings and changed & {
         "lm_head",
         "model.embed_tokens",
         "transformer.wte",
     }:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     with torch.no_grad():
+        for name, values in (whole or {}).items():
+            model.get_parameter(name).copy_(torch.from_numpy(values))
         for module, delta in deltas.items():
             weight = model.get_submodule(module).weight
             flip = conv1d or isinstance(model.get_submodule(module), torch.nn.Embedding)

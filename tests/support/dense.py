@@ -28,12 +28,20 @@ _FACTOR = re.compile(
 )
 
 
-def read_factors(folder: Path) -> dict[str, tuple[Matrix, Matrix, float]]:
-    """Module -> (B, A, s) of a PEFT folder. Fails on any tensor that is no factor, and on a rank the file contradicts."""
+def read_factors(
+    folder: Path, *, others: dict[str, Matrix] | None = None
+) -> dict[str, tuple[Matrix, Matrix, float]]:
+    """Module -> (B, A, s) of a PEFT folder. Fails on a rank the file contradicts, and on any tensor that is no factor,
+    unless `others` is there to take those, by the names of the base's parameters."""
     config = json.loads((folder / "adapter_config.json").read_text())
     sides: dict[str, dict[str, Matrix]] = {}
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():
         match = _FACTOR.fullmatch(name)
+        if match is None and others is not None:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            assert plain not in others, f"{plain} is there twice"
+            others[plain] = tensor.double().numpy()
+            continue
         assert match is not None, f"{name} is no factor"
         sides.setdefault(match["module"], {})[match["side"]] = tensor.double().numpy()
     found = {}
@@ -52,6 +60,13 @@ def read_factors(folder: Path) -> dict[str, tuple[Matrix, Matrix, float]]:
 def read_deltas(folder: Path) -> Deltas:
     """Module -> s·B·A of a PEFT folder."""
     return {module: s * (b @ a) for module, (b, a, s) in read_factors(folder).items()}
+
+
+def read_parts(folder: Path) -> tuple[Deltas, dict[str, Matrix]]:
+    """The deltas of a PEFT folder, and its other tensors (whole weights, biases, magnitudes) by the base's names."""
+    others: dict[str, Matrix] = {}
+    factors = read_factors(folder, others=others)
+    return {module: s * (b @ a) for module, (b, a, s) in factors.items()}, others
 
 
 def weighted_sum(parents: Sequence[Deltas], weights: Sequence[float]) -> Deltas:

@@ -11,13 +11,13 @@ import re
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from adapterhub.base import BaseModel, BaseRegistry
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import FormatError, NotFoundError, UsageError
 from adapterhub.formats.peft_config import looks_like_repo
+from adapterhub.fsio import is_folder, typed_path
 from adapterhub.names import MIN_DIGEST_PREFIX
 from adapterhub.store.catalogue.shapes import Fitting
 from adapterhub.words import short
@@ -72,8 +72,8 @@ def wanted_base(db: sqlite3.Connection, bases: BaseRegistry, text: str) -> Wante
     Raises NotFoundError where it is none of these, UsageError where a fingerprint could be several.
     """
     records = bases.records()
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    folder = typed_path(text)
+    if is_folder(folder):
         here = bases.open(text)
         return _wanted(db, text, here.repo, here.revision, {here.fingerprint}, here)
     gone = [record for record in records if record["path"] == str(folder.resolve())]
@@ -154,7 +154,7 @@ def _by_fingerprint(
 
 def _open(bases: BaseRegistry, record: Mapping[str, Any]) -> BaseModel | None:
     """A registered base, or None where its folder is no longer what it was."""
-    if not record or not Path(record["path"]).is_dir():
+    if not record or not is_folder(record["path"]):
         return None
     try:
         return bases.open(record["path"])

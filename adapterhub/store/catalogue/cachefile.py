@@ -14,11 +14,12 @@ import hashlib
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from adapterhub.fsio import typed_path
 from adapterhub.store.catalogue.tables import SCHEMA, TABLES
 from adapterhub.store.layout import Layout
 
@@ -99,11 +100,23 @@ def writing(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("COMMIT")
 
 
+def storable(values: Iterable[Any]) -> list[Any]:
+    """Values as SQLite can hold them: text that is Unicode, numbers of 64 bits."""
+    found = []
+    for value in values:
+        if isinstance(value, str) and not value.isascii():
+            value = value.encode("utf-8", "replace").decode()
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            value = None
+        found.append(value)
+    return found
+
+
 def default_folder() -> Path:
     """`$ADAPTERHUB_CACHE`, else the platform's folder for caches."""
     chosen = os.environ.get("ADAPTERHUB_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return typed_path(chosen)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("adapterhub", appauthor=False))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from adapterhub.canonical import DIGEST_PREFIX
+from adapterhub.canonical import DIGEST_PREFIX, is_digest
 from adapterhub.errors import UsageError
 from adapterhub.names import Name, parse_name
 from adapterhub.store.catalogue.logs import Mark, News, read_news
@@ -100,7 +100,7 @@ class Changes:
     def _take_line(self, line: dict[str, Any], closed: set[str], now: float) -> bool:
         """Notes what a line speaks of. True where that is the trash."""
         for digest in (line.get("before"), line.get("after")):
-            if isinstance(digest, str):
+            if is_digest(digest):
                 self.touched[digest] = max(self.touched.get(digest, ""), str(line.get("time", "")))
         if line.get("op") in _CLOSING:
             return False
@@ -123,7 +123,7 @@ class Changes:
             self.subjects |= self.digests("SELECT digest FROM adapters")
         for line in news.lines if news is not None else ():
             subject, digest = line.get("subject"), line.get("digest")
-            if isinstance(subject, str) and isinstance(digest, str):
+            if is_digest(subject) and is_digest(digest):
                 self.waiting[ATTESTED, digest] = (subject, now)
         for (log, digest), (subject, since) in list(self.waiting.items()):
             if log != ATTESTED:
@@ -248,5 +248,5 @@ def _stamps_in(root: Path) -> Iterator[tuple[str, int]]:
     with suppress(OSError), os.scandir(root) as entries:
         for entry in entries:
             with suppress(OSError):  # gone since
-                if entry.is_dir():
+                if entry.name.isascii() and entry.is_dir():  # what we make is
                     yield entry.name, entry.stat().st_mtime_ns

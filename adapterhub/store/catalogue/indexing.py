@@ -7,14 +7,14 @@ what is written counts up a generation, and whoever finds another one than he lo
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.names import Name
-from adapterhub.store.catalogue.cachefile import writing
+from adapterhub.store.catalogue.cachefile import storable, writing
 from adapterhub.store.catalogue.changes import Changes
 from adapterhub.store.catalogue.logs import Mark
 from adapterhub.store.layout import Layout
@@ -230,7 +230,7 @@ class _News:
     def _write_record(self, record: Record) -> None:
         values = [record.digest, record.listed, record.again, record.error, record.told]
         values += [record.columns.get(column) for column in _COLUMNS]
-        (identity,) = self._db.execute(_PUT_ADAPTER, _storable(values)).fetchone()
+        (identity,) = self._db.execute(_PUT_ADAPTER, storable(values)).fetchone()
         self._clear(identity)
         self._insert("INSERT INTO search (rowid, about) VALUES (?, ?)", [(identity, record.about)])
         self._insert(
@@ -276,16 +276,4 @@ class _News:
             self._db.execute(statement, (identity,))
 
     def _insert(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
-        self._db.executemany(statement, map(_storable, rows))
-
-
-def _storable(values: Iterable[Any]) -> list[Any]:
-    """Values as SQLite can hold them: text that is Unicode, numbers of 64 bits."""
-    found = []
-    for value in values:
-        if isinstance(value, str) and not value.isascii():
-            value = value.encode("utf-8", "replace").decode()
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            value = None
-        found.append(value)
-    return found
+        self._db.executemany(statement, map(storable, rows))

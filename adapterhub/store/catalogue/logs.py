@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from adapterhub.canonical import parse_object
+from adapterhub.errors import FormatError
 
 TAIL_BYTES = 512
 """Bytes before the mark that must be unchanged. Every line has an id or a digest of its own, so they are unique."""
@@ -55,7 +57,6 @@ def read_news(path: Path, mark: Mark | None) -> News | None:
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):  # the remains of a torn line
+        return parse_object(text, "A line of the journal")
+    except FormatError:  # the remains of a torn line
         return None
-    return line if isinstance(line, dict) else None

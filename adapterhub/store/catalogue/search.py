@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub.errors import AdapterHubError, UsageError
+from adapterhub.store.catalogue.cachefile import storable
 
 if TYPE_CHECKING:
     from adapterhub.base import BaseModel
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from adapterhub.store.catalogue.shapes import Fitting
 
 SORTS = ("name", "added", "size", "rank", "base")
-_RANKS = re.compile(r"(?P<low>\d+)?(?P<dots>\.\.)?(?P<high>\d+)?\Z")
-_COMPARED = re.compile(r"(?P<how>>=|<=|>|<)\s*(?P<rank>\d+)\Z")
+_RANKS = re.compile(r"(?P<low>\d{1,18})?(?P<dots>\.\.)?(?P<high>\d{1,18})?\Z")
+_COMPARED = re.compile(r"(?P<how>>=|<=|>|<)\s*(?P<rank>\d{1,18})\Z")
 
 
 class Found(NamedTuple):
@@ -127,7 +128,7 @@ def search(
         f"""SELECT {selected} FROM names n JOIN adapters a ON a.id = n.adapter
             WHERE a.kind NOTNULL {"".join(f" AND {condition}" for condition in conditions)}
             ORDER BY n.namespace, n.name, n.tag""",  # noqa: S608 - fields and conditions are ours, values are bound
-        values,
+        storable(values),  # an argument may hold bytes that are no UTF-8
     )
     found = list(map(Found._make, rows))
     if labels:
@@ -181,7 +182,7 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         conditions.append(condition)
         values.extend(bound)
 
-    text = query.text.replace("\0", " ").encode("utf-8", "replace").decode().strip()
+    text = query.text.replace("\0", " ").strip()
     if text:
         words = _words(text)
         in_name = "instr(lower(n.label), lower(?))"

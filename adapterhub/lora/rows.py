@@ -1,0 +1,162 @@
+"""Deltas by rows. A delta that is of low rank stays in factors; any other is computed tile by tile when it is wanted.
+
+Tiles are small enough for a core's cache, which is what makes element-wise work fast, and of fixed height for a given
+width, since a product's last bits depend on its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+TILE_VALUES = 2**17
+"""Values of one tile: half a megabyte of float32, so that a handful of them lie in a second-level cache."""
+
+
+class Rows(Protocol):
+    """The delta of one module, (out, in), of which rows can be had as float32."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def fill(self, first: int, last: int, out: torch.Tensor) -> None:
+        """Writes rows [first, last) into `out` (last - first, in), which is contiguous float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Factored:
+    """b @ a, with b (out, rank) and a (rank, in) in float32, the scale in b."""
+
+    b: torch.Tensor
+    a: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.b.device
+
+    @property
+    def rank(self) -> int:
+        return self.b.shape[1]
+
+    def fill(self, first: int, last: int, out: torch.Tensor) -> None:
+        torch.mm(self.b[first:last], self.a, out=out)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A delta held whole: (out, in) float32."""
+
+    whole: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.whole.shape[0], self.whole.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.whole.device
+
+    def fill(self, first: int, last: int, out: torch.Tensor) -> None:
+        out.copy_(self.whole[first:last])
+
+
+def tiles(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """(first, last) of every tile, in order."""
+    out, width = shape
+    step = max(1, TILE_VALUES // max(1, width))
+    for first in range(0, out, step):
+        yield first, min(out, first + step)
+
+
+def buffer(rows: Rows) -> torch.Tensor:
+    """Room for one tile."""
+    out, width = rows.shape
+    height = min(out, max(1, TILE_VALUES // max(1, width)))
+    return torch.empty(height, width, device=rows.device)
+
+
+def blocks(rows: Rows) -> Iterator[tuple[int, torch.Tensor]]:
+    """All rows in order, as (index of the first, tile). A tile is overwritten by the next one."""
+    if isinstance(rows, Held):
+        for first, last in tiles(rows.shape):
+            yield first, rows.whole[first:last]
+        return
+    room = buffer(rows)
+    for first, last in tiles(rows.shape):
+        tile = room[: last - first]
+        rows.fill(first, last, tile)
+        yield first, tile
+
+
+def whole(rows: Rows) -> torch.Tensor:
+    """The delta, dense: (out, in) float32."""
+    if isinstance(rows, Held):
+        return rows.whole
+    dense = torch.empty(rows.shape, device=rows.device)
+    for first, last in tiles(rows.shape):
+        rows.fill(first, last, dense[first:last])
+    return dense
+
+
+def gram(deltas: Sequence[Rows | None]) -> torch.Tensor:
+    """The K x K matrix of inner products Gᵢⱼ = <ΔWᵢ, ΔWⱼ>, float64; a missing delta is zero.
+
+    From factors: <ΔWᵢ, ΔWⱼ> = Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ), which costs (m+n)·R² for stacked factors of R columns.
+    """
+    count = len(deltas)
+    found = torch.zeros(count, count, dtype=torch.float64)
+    there = [(place, delta) for place, delta in enumerate(deltas) if delta is not None]
+    factored = [(place, delta) for place, delta in there if isinstance(delta, Factored)]
+    if not there:
+        return found
+    if len(factored) == len(there):
+        b = torch.cat([delta.b for _, delta in factored], dim=1).double()
+        a = torch.cat([delta.a for _, delta in factored], dim=0).double()
+        products = (b.T @ b) * (a @ a.T)
+        owner = torch.tensor(
+            [place for place, delta in factored for _ in range(delta.rank)], device=b.device
+        )
+        rows = torch.zeros(count, len(owner), dtype=torch.float64, device=b.device)
+        rows = rows.index_add(0, owner, products)
+        return found.to(b.device).index_add(1, owner, rows).cpu()
+    rooms = {place: buffer(delta) for place, delta in there}
+    for first, last in tiles(there[0][1].shape):
+        for place, delta in there:
+            delta.fill(first, last, rooms[place][: last - first])
+        flat = torch.stack([rooms[place][: last - first].flatten() for place, _ in there]).double()
+        products = (flat @ flat.T).cpu()
+        for row, (i, _) in enumerate(there):
+            for column, (j, _) in enumerate(there):
+                found[i, j] += products[row, column]
+    return found
+
+
+def energy(delta: Rows) -> float:
+    """The squared Frobenius norm."""
+    if isinstance(delta, Factored):
+        products = (delta.b.T @ delta.b).double() * (delta.a @ delta.a.T).double()
+        return max(0.0, float(products.sum()))
+    return sum(
+        float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for _, t in blocks(delta)
+    )
+
+
+def projected(delta: Rows, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """bᵀ·ΔW·aᵀ, (k, k) float64, for b (out, k) and a (k, in)."""
+    if isinstance(delta, Factored):
+        return (b.T @ delta.b).double() @ (delta.a @ a.T).double()
+    left = torch.zeros(b.shape[1], delta.shape[1], dtype=torch.float64, device=delta.device)
+    for first, tile in blocks(delta):
+        left += (b[first : first + tile.shape[0]].T @ tile).double()
+    return left @ a.T.double()
