@@ -29,7 +29,8 @@ def shared_base(
 ) -> SharedBase:
     """The base the adapters share. IncompatibleError naming what differs (fingerprint, repository or revision)."""
     prints = {adapter.digest: store.known_fingerprint(adapter.digest) for adapter in adapters}
-    problems = []
+    problems: list[str] = []
+    spelled: list[str] = []
     for one, other in combinations(adapters, 2):
         mine, theirs = prints[one.digest], prints[other.digest]
         if mine is not None and theirs is not None:
@@ -38,10 +39,14 @@ def shared_base(
                     f"the fingerprint of the base differs: {short(mine)} ({one.label}) and {short(theirs)} ({other.label})"
                 )
             continue  # equal weights are one base, whatever the labels say
-        problems += [
-            f"{difference} ({one.label} and {other.label})"
-            for difference in claims_differ(one.manifest.base, other.manifest.base)
-        ]
+        differences = claims_differ(one.manifest.base, other.manifest.base)
+        problems += [f"{difference} ({one.label} and {other.label})" for difference in differences]
+        names = [adapter.manifest.base.repo or "" for adapter in (one, other)]
+        last = {name.rpartition("/")[2].lower() for name in names}  # `gpt2` is an alias of org/gpt2
+        if not differences and all(names) and len(last) > 1:
+            spelled.append(
+                f"{one.label} names the base {names[0]}, {other.label} {names[1]}: that they are one was not checked"
+            )
     if problems and not allow_mismatch:
         raise IncompatibleError(
             "These adapters belong to different base models.",
@@ -54,7 +59,7 @@ def shared_base(
     repo = repos.pop() if len(repos) == 1 else None
     revision = revisions.pop() if repo and len(revisions) == 1 else None
     known = {fingerprint for fingerprint in prints.values() if fingerprint}
-    remarks = []
+    remarks = spelled
     unknown = [
         adapter.label
         for adapter in adapters

@@ -78,15 +78,19 @@ def _section(item: Attestation, names: Names) -> Section:
 
 def _merged(body: Body, names: Names) -> Iterator[Fact]:
     recipe, report = _table(body, "recipe"), _table(body, "report")
-    parents = _list(body, "parents") or _list(recipe, "parents")
-    recipe.pop("parents", None)
+    known: dict[object, object] = {
+        one.get("digest"): one for one in _list(body, "parents") if isinstance(one, Mapping)
+    }
     if "method" in recipe:
         yield Fact("method", said(recipe.pop("method")), "strong")
-    told = [
-        _parent(parent, names) + (f" × {said(weight)}" if weight is not None else "")
-        for parent, weight in zip_longest(parents, _list(recipe, "weights")[: len(parents)])
-    ]
-    yield from listed("parents", told, {})
+    yield from listed("parents", _inputs(recipe, known, names) or _all(known, names), {})
+    for step in _list(recipe, "steps"):
+        if isinstance(step, Mapping):
+            told = ", ".join(_inputs(dict(step), known, names))
+            yield Fact(
+                f"step {clean(step.get('name') or '')}".strip(),
+                f"{said(step.get('method'))} of {told}",
+            )
     if parameters := _table(recipe, "parameters"):
         yield Fact("parameters", said(parameters))
     if isinstance(energy := report.pop("energy_kept", None), int | float):
@@ -112,6 +116,25 @@ def _merged(body: Body, names: Names) -> Iterator[Fact]:
     )[:3]:
         yield from listed("least kept", [f"{share:.1%} {clean(name)}" for share, name in worst], {})
     yield from tell({**recipe, **report}, names)
+
+
+def _inputs(step: Body, known: Mapping[object, object], names: Names) -> list[str]:
+    """What a step takes, each with its weight: adapters, or earlier steps. Takes both out of `step`."""
+    inputs, weights = _list(step, "parents"), _list(step, "weights")
+    return [
+        _input(one, known, names) + (f" × {said(weight)}" if weight is not None else "")
+        for one, weight in zip_longest(inputs, weights[: len(inputs)])
+    ]
+
+
+def _input(one: object, known: Mapping[object, object], names: Names) -> str:
+    if isinstance(one, Mapping) and "step" in one:
+        return f"step {said(one['step'])}"
+    return _parent(known.get(one, one) if isinstance(one, str) else one, names)
+
+
+def _all(known: Mapping[object, object], names: Names) -> list[str]:
+    return [_parent(one, names) for one in known.values()]
 
 
 def _parent(parent: object, names: Names) -> str:

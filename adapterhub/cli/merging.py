@@ -187,10 +187,13 @@ def _words(outcome: MergeOutcome, parents: list[Resolved], recipe: Recipe) -> li
         return lines
     rank, kept, modules = report["rank"], report["energy_kept"], report.get("modules", {})
     cost = "nothing is cut off"
-    if kept < 1:
+    if kept < 1 or report["error"] > 0:
         worst = min(modules, key=lambda module: modules[module]["energy_kept"])
         least = f"{modules[worst]['energy_kept']:.2%}"
-        cost = f"keeps {kept:.2%} of the energy (error {report['error']:.2g}); least of {worst}: {least}"
+        told = f"{kept:.2%}" if kept < 0.99995 else "over 99.99%"
+        cost = (
+            f"keeps {told} of the energy (error {report['error']:.2g}); least of {worst}: {least}"
+        )
     lines.append(("rank    ", f"{rank}: {cost}"))
     shares = [key for key in _MEANINGS if report.get(key)]
     width = max(len(parent.label) for parent in parents)
@@ -203,7 +206,7 @@ def _words(outcome: MergeOutcome, parents: list[Resolved], recipe: Recipe) -> li
 
 
 def _share(value: float | None) -> str:
-    return f"{'–' if value is None else f'{value:.4f}':>10}"
+    return f"{'–' if value is None else f'{value:.4g}':>10}"
 
 
 def _steps(parents: list[Resolved], recipe: Recipe) -> list[tuple[str, str]]:

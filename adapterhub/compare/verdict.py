@@ -273,7 +273,7 @@ def _why_none(kinds: set[Kind]) -> str:
     if "other-base" in kinds:
         return "adapters of different base models can't be merged"
     if "left-out" in kinds:
-        return "merge would drop what was left out here, and refuses"
+        return "what was left out here needs a choice: merge --base, --saved-from or --dora approximate"
     return "an adapter that changes nothing adds nothing"
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from adapterhub.errors import FormatError
 from adapterhub.lora.dense import best_rank
 from adapterhub.lora.lowrank import Spectrum, decompose
 from adapterhub.lora.memory import Memory
@@ -91,7 +92,14 @@ class Engine:
 
     def _put(self, result: Stage, spool: Spool, module: str) -> Kept:
         delta = _there(result, module)
-        spectrum = self._spectrum(delta, self._cap(delta))
+        try:
+            spectrum = self._spectrum(delta, self._cap(delta))
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise FormatError(
+                f"The merged {module} can't be decomposed: its values are beyond float32.",
+                why=str(error),
+                hint="Look at the weights, at lambda, and at what is compared: adapterhub diff",
+            ) from error
         spool.put(module, spectrum.b, spectrum.a)
         return self._kept(module, spectrum)
 
@@ -147,12 +155,12 @@ class Engine:
             return self._auto_cap
         return delta.rank if isinstance(delta, Factored) else DENSE_CAP
 
-    @property
+    @cached_property
     def _auto_cap(self) -> int:
         ranks = [getattr(stage, "largest_rank", 0) for stage in self.parents.values()]
         return max(AUTO_CAP, *ranks)
 
-    @property
+    @cached_property
     def _layers(self) -> int:
         numbers = [layer_of(name) for stage in self.parents.values() for name in stage.shapes]
         return 1 + max((number for number in numbers if number is not None), default=0)
@@ -167,7 +175,7 @@ class Engine:
     def _auto_rank(self, kept: Sequence[Kept]) -> int:
         """The smallest servable rank that keeps AUTO_ENERGY of all modules together, else the largest allowed."""
         total = sum(one.energy for one in kept)
-        allowed = [rank for rank in SERVABLE_RANKS if rank <= self._auto_cap]
+        allowed = sorted({*(r for r in SERVABLE_RANKS if r <= self._auto_cap), self._auto_cap})
         for rank in allowed:
             if sum(one.kept(rank) for one in kept) >= AUTO_ENERGY * total:
                 return rank

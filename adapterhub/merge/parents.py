@@ -42,6 +42,8 @@ class Parents:
     whole: Mapping[str, WholeTensor]
     overridden: tuple[str, ...] = ()
     """In words, how parents don't fit the base, where that was allowed."""
+    base: BaseModel | None = None
+    """The base whose weights were needed."""
 
 
 @contextmanager
@@ -83,7 +85,8 @@ def opened_parents(
             raise cannot_sum(lone, why, base=False)
         require_one_form(recipe, adapters, stages, list(whole))
         done = replace(recipe, base=model.fingerprint)
-        yield Parents(done, stages, on_base(whole, weights) if kept is None else kept, overridden)
+        tensors = on_base(whole, weights) if kept is None else kept
+        yield Parents(done, stages, tensors, overridden, model)
 
 
 def _require_honoured(adapters: Sequence[Adapter], recipe: Recipe) -> None:

@@ -65,7 +65,7 @@ def write_folder(
     header = [(key, _SAFETENSORS_DTYPES[dtype], s, size * math.prod(s)) for key, s in rows]
     with disk_errors(folder):
         (folder / CONFIG_NAME).write_text(
-            json.dumps(_config(ranks, whole, parents, base), indent=2, sort_keys=True) + "\n"
+            json.dumps(_config(ranks, whole, parents, base), indent=2) + "\n"
         )
         with (folder / WEIGHTS_NAME).open("xb") as file:
             file.write(encode_header(header, {"format": "pt"}))
@@ -124,7 +124,7 @@ def _config(
 ) -> dict[str, Any]:
     # The largest is what a server makes room for; the pattern names what is smaller.
     rank = max(ranks.values())
-    other = {module: found for module, found in sorted(ranks.items()) if found != rank}
+    other = _patterns(ranks, rank)
     tasks = {parent.facts.document.get("task_type") for parent in parents}
     saved = {name for parent in parents for name in parent.facts.config.modules_to_save}
     kept = [name for name in sorted(saved | _tied(parents)) if _saves(name, whole, ranks)]
@@ -147,6 +147,23 @@ def _config(
         "use_dora": False,
         "modules_to_save": kept or None,
     }
+
+
+def _patterns(ranks: Mapping[str, int], common: int) -> dict[str, int]:
+    """The modules whose rank isn't the common one, by full name, longer names first.
+
+    A key also means every module whose name ends with it behind a dot, and the first that fits counts: so modules of
+    the common rank that a key would take in are named, too.
+    """
+    other = {module for module, rank in ranks.items() if rank != common}
+    for module in ranks:
+        rest = module
+        while "." in rest:
+            rest = rest.partition(".")[2]
+            if rest in other:
+                other.add(module)
+                break
+    return {module: ranks[module] for module in sorted(other, key=lambda m: (-m.count("."), m))}
 
 
 def _belongs(tensor: str, saved: str) -> bool:

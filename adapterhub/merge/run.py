@@ -22,6 +22,7 @@ from adapterhub.merge.done import find_done, report_of, was_made_by
 from adapterhub.merge.engine import Engine
 from adapterhub.merge.parents import Parents, opened_parents
 from adapterhub.merge.recipe import Recipe
+from adapterhub.merge.remarks import command_of, lost_parents, strangers
 from adapterhub.merge.result import parents_dtype, write_folder
 from adapterhub.merge.spool import Spool
 from adapterhub.merge.stages import Stage
@@ -70,6 +71,17 @@ def default_name(parents: Sequence[Resolved], method: str) -> Name:
     return Name(namespace, slug("-".join([*parts, method])))
 
 
+def _free(store: Store, parents: Sequence[Resolved], recipe: Recipe) -> Name:
+    """The default name, or with a number where another merge has it: the second experiment needs no --name."""
+    plain = default_name(parents, recipe.method)
+    for number in range(1, 1000):
+        name = plain if number == 1 else replace(plain, name=f"{plain.name}-{number}")
+        there = store.refs.read(name)
+        if there is None or was_made_by(store, there, recipe, but=("base",)):
+            return name
+    return plain
+
+
 def merge(
     store: Store,
     parents: Sequence[Resolved],
@@ -91,7 +103,7 @@ def merge(
     different bases (unless allowed), UnsupportedError for what a merge of deltas would drop, ConflictError for a taken
     name. The store is then as it was.
     """
-    target = parse_name(name) if name is not None else default_name(parents, recipe.method)
+    target = parse_name(name) if name is not None else _free(store, parents, recipe)
     shared = shared_base(store, parents, allow_mismatch=allow_mismatch)
     for remark in shared.remarks:
         warn(remark)
@@ -100,7 +112,7 @@ def merge(
         _require_same(store, target, there, recipe)
     record = {"name": str(target), **recipe.document()}
     added: Added | None = None
-    why = f"merge {' '.join(parent.label for parent in parents)} --method {recipe.method}"
+    why = command_of(recipe, {parent.digest: parent.label for parent in parents})
     device = find_device(resources.device, heavy=_is_heavy(recipe, parents))
     resources = resources.on(device)
     try:
@@ -108,23 +120,31 @@ def merge(
             store.leases.held("merge", [parent.digest for parent in parents], f"into {target}"),
             opened(store, parents, "merged", plain=False) as adapters,
         ):
+            for remark in strangers(adapters):
+                warn(remark)
             if is_identity(recipe) and adapters[0].facts.beyond_lora(whole=True):
                 note(f"one adapter at weight 1 is that adapter: {target} is {adapters[0].label}")
                 return _tagged(store, target, parents[0].digest, recipe, move=move, why=why)
             with opened_parents(
                 store, adapters, recipe, base, device, allow_mismatch=allow_mismatch
             ) as start:
+                if there is not None and not move and start.recipe.base is not None:
+                    _require_same(store, target, there, start.recipe, but=())
                 done = None if redo else find_done(store, start.recipe, preferred=there)
                 if done is not None:
                     return _tagged(store, target, done, start.recipe, move=move, why=why)
+                if start.base is not None:
+                    note(f"deltas that need the base's weights are taken on {start.base.label}")
                 with running(store.runs_dir, "merge", record) as run, _scratch(run) as folder:
                     report = compute(folder, start, adapters, shared, resources, progress, warn)
+                    for remark in lost_parents(recipe, report, [a.label for a in adapters]):
+                        warn(remark)
                     added = store.add_folder(
                         folder,
                         name=str(target),
                         move=move or redo,  # the name is free, or this recipe's
                         provenance=_provenance(start, parents, shared, report, device),
-                        attestations=_inherited(shared),
+                        attestations=_told_base(shared, start),
                         op="merge",
                         why=why,
                         note=note,
@@ -208,12 +228,14 @@ def _scratch(run: Run) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _require_same(store: Store, target: Name, there: str, recipe: Recipe) -> None:
+def _require_same(
+    store: Store, target: Name, there: str, recipe: Recipe, but: tuple[str, ...] = ("base",)
+) -> None:
     """ConflictError where the name's adapter is not one that this recipe gave.
 
-    The base is left out: whether the recipe needs it is only known once the parents are open.
+    The base is left out at first: whether the recipe needs it is only known once the parents are open.
     """
-    if not was_made_by(store, there, recipe, but=("base",)):
+    if not was_made_by(store, there, recipe, but=but):
         raise ConflictError(
             f"The name {target} is taken by another adapter ({short(there)}).",
             hint=f"Choose another with --name, or move it: --move (the old one stays as @{short(there)})",
@@ -223,7 +245,12 @@ def _require_same(store: Store, target: Name, there: str, recipe: Recipe) -> Non
 def _tagged(
     store: Store, target: Name, digest: str, recipe: Recipe, *, move: bool, why: str
 ) -> MergeOutcome:
-    """The name given to an adapter that is there already. What a crash left is ended first, and durable."""
+    """The name given to an adapter that is there already. What a crash left is ended first, and durable.
+
+    StoreDamagedError where its bytes are no longer those that were merged.
+    """
+    with store.tensors(store.resolve(f"@{digest.removeprefix('sha256:')}"), verify=True):
+        pass
     with store.writing(), store.refs.changing() as change:
         change.set(target, digest, op="merge", why=why, move=move)
     report = report_of(store, digest, recipe)
@@ -257,15 +284,15 @@ def _provenance(
     }
 
 
-def _inherited(base: SharedBase) -> list[tuple[AttestationType, dict[str, Any]]]:
-    if base.fingerprint is None:
+def _told_base(shared: SharedBase, start: Parents) -> list[tuple[AttestationType, dict[str, Any]]]:
+    """The base of the result: what all parents share, or what deltas were taken on."""
+    fingerprint, claim, how = shared.fingerprint, shared.claim, "inherited from the parents"
+    if fingerprint is None and start.base is not None and not start.overridden:
+        fingerprint, claim = start.base.fingerprint, start.base.claim
+        how = "its weights were used in the merge"
+    if fingerprint is None:
         return []
-    body = {
-        "repo": base.claim.repo,
-        "revision": base.claim.revision,
-        "fingerprint": base.fingerprint,
-        "how": "inherited from the parents",
-    }
+    body = {"repo": claim.repo, "revision": claim.revision, "fingerprint": fingerprint, "how": how}
     return [("base", body)]
 
 

@@ -10,7 +10,7 @@ bits and finds the bin, the second the lower 15 within that bin.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from threading import Lock
 from typing import Protocol, TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adapterhub.lora.rows import Factored, Rows, blocks
+from adapterhub.lora.rows import Factored, Held, Rows, blocks
 
 T = TypeVar("T")
 Counts = npt.NDArray[np.int64]
@@ -131,8 +131,7 @@ def _count_between(delta: Rows, low: np.float32, high: np.float32) -> tuple[int,
     start, end = int(low.view(np.int32)), int(high.view(np.int32))
     counts = np.zeros(end - start + 1, np.int64)
     above, waiting, length = 0, list[npt.NDArray[np.float32]](), 0
-    for _, tile in blocks(delta):
-        values = tile.abs().cpu().numpy()
+    for values in _magnitudes(delta):
         beyond = values > high
         above += int(np.count_nonzero(beyond))
         within = values[(values >= low) ^ beyond]
@@ -142,6 +141,12 @@ def _count_between(delta: Rows, low: np.float32, high: np.float32) -> tuple[int,
             counts += _by_bits(waiting, start, len(counts))
             waiting, length = [], 0
     return above, counts + _by_bits(waiting, start, len(counts))
+
+
+def _magnitudes(delta: Rows) -> Iterator[npt.NDArray[np.float32]]:
+    """Tile by tile, in place but where the tile is the held delta itself."""
+    for _, tile in blocks(delta):
+        yield (tile.abs() if isinstance(delta, Held) else tile.abs_()).cpu().numpy()
 
 
 def _by_bits(parts: list[npt.NDArray[np.float32]], start: int, length: int) -> Counts:
@@ -164,8 +169,8 @@ def _from_histogram(
 def _count(delta: Rows, high_bin: int | None) -> Counts:
     """Counts of the upper bits of all magnitudes, or of the lower bits of those in `high_bin`."""
     counts = np.zeros(_HIGH_BINS if high_bin is None else _LOW_BINS, np.int64)
-    for _, tile in blocks(delta):
-        bits = tile.abs().cpu().numpy().view(np.int32).ravel()
+    for values in _magnitudes(delta):
+        bits = values.view(np.int32).ravel()
         if high_bin is None:
             counts += np.bincount(bits >> _LOW_BITS, minlength=_HIGH_BINS)
         else:

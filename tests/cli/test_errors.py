@@ -56,7 +56,9 @@ def test_no_option_or_argument_is_without_words(command: str) -> None:
 def test_help_shows_brackets_as_they_are_written() -> None:
     """`[namespace/]name[:tag]` is no markup."""
     assert "[namespace/]name[:tag]" in re.sub(r"[│\s]+", "", call("add", "--help").out)
-    assert "[magnitude_prune,ties:0.2;dare*:0.8;" in re.sub(r"[│\s]+", "", call("merge", "--help").out)
+    assert "[magnitude_prune,ties:0.2;dare*:0.8;" in re.sub(
+        r"[│\s]+", "", call("merge", "--help").out
+    )
 
 
 @pytest.mark.parametrize(

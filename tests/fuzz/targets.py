@@ -187,7 +187,7 @@ class Readers:
                 self._write(path, b"")
             self._use(
                 ("add", str(training), "--name", "again"), ("ls",), ("show", "--", name),
-                ("fsck", "--repair"), ("fsck",), ("gc", "--dry-run"),
+                ("fsck", "--repair"), ("gc", "--dry-run"),
             )  # fmt: skip
         finally:
             for path in (*made, training / name):

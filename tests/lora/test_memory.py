@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -30,6 +31,7 @@ def test_threads_together_never_hold_more_than_there_is(sizes: Sequence[int]) ->
             if held:
                 now.append(sizes[place])
                 most.append(sum(now))
+                time.sleep(0.002)  # so that others come while it is held
                 now.remove(sizes[place])
         return held
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tests.oracles.masks import Mask
 
 LAW = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -76,6 +76,16 @@ class Case:
         masks = self.undecided(slack=10).values()
         return sum(int(m.sum()) for m in masks) <= MOST_UNDECIDED * sum(m.size for m in masks)
 
+    def away(self, found: Deltas, expected: Deltas, factor: float = 1.0, **apart: Any) -> float:
+        """As `distance`; relative to a tenth of the largest parent where the result is smaller still.
+
+        What two directions have in common may be next to nothing, and then rounding is large beside it.
+        """
+        scale = max(map(abs, self.weights or [1.0])) * abs(factor)
+        floor = 0.1 * scale * max(norm(dense(parent)) for parent in self.parents)
+        size = norm(expected)
+        return distance(found, expected, **apart) * (size or 1.0) / max(size, floor)
+
     def weighted_sum(self) -> Deltas:
         assert self.weights is not None
         return weighted_sum([dense(parent) for parent in self.parents], self.weights)
@@ -84,7 +94,7 @@ class Case:
 def gauge(case: Case) -> float:
     others = [regauged(parent, case.seed + place) for place, parent in enumerate(case.parents)]
     apart = case.undecided(slack=10)
-    return distance(case.merged(parents=others), case.merged(), apart=apart) / 10
+    return case.away(case.merged(parents=others), case.merged(), apart=apart) / 10
 
 
 def single(case: Case) -> float:
@@ -103,14 +113,14 @@ def order(case: Case) -> float:
     places = forward[::-1] if case.seed % 2 else [*forward[1:], 0]
     weights = case.weights and [case.weights[i] for i in places]
     found = case.merged(parents=[case.parents[i] for i in places], weights=weights)
-    return distance(found, case.merged(), apart=case.undecided())
+    return case.away(found, case.merged(), apart=case.undecided())
 
 
 def scaling(case: Case) -> float:
     assert case.weights is not None
     found = case.merged(weights=[case.factor * weight for weight in case.weights])
     expected = {module: case.factor * delta for module, delta in case.merged().items()}
-    return distance(found, expected, apart=case.undecided())
+    return case.away(found, expected, case.factor, apart=case.undecided())
 
 
 def homogeneous(case: Case) -> float:
@@ -119,7 +129,7 @@ def homogeneous(case: Case) -> float:
         for parent in case.parents
     ]
     expected = {module: case.factor * delta for module, delta in case.merged().items()}
-    return distance(case.merged(parents=scaled), expected, apart=case.undecided())
+    return case.away(case.merged(parents=scaled), expected, case.factor, apart=case.undecided())
 
 
 def permutation(case: Case) -> float:
@@ -141,7 +151,7 @@ def permutation(case: Case) -> float:
         return {m: values[np.ix_(*orders[m])] for m, values in whole.items()}
 
     apart = in_order(case.undecided())
-    return distance(case.merged(parents=mixed), in_order(case.merged()), apart=apart)
+    return case.away(case.merged(parents=mixed), in_order(case.merged()), apart=apart)
 
 
 def at_full_density(case: Case) -> float:
@@ -149,7 +159,7 @@ def at_full_density(case: Case) -> float:
     whole = {"density": 1.0, "epsilon": 0.0, "gamma": 0.0, "trim": 1.0, "select_topk": 1.0}
     chosen = {name: value for name, value in whole.items() if case.spec.parameter(name)}
     found = case.merged(parameters={**case.parameters, **chosen})
-    return distance(found, case.weighted_sum())
+    return case.away(found, case.weighted_sum())
 
 
 LAWS: dict[Law, Callable[[Case], float]] = {
@@ -318,20 +328,23 @@ def test_a_change_of_gauge_leaves_the_cut_result_what_it_was(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", with_law("order"))
-def test_no_order_matters_where_parents_cancel_nearly_or_quite(name: str) -> None:
+@pytest.mark.parametrize("last", [-0.5, -1.0])
+def test_no_order_matters_where_parents_cancel_nearly_or_quite(name: str, last: float) -> None:
     spec = SPECS[name]
-    if (spec.max_inputs or 4) < 4:
-        return
+    if (spec.max_inputs or 4) < 4 or (last == -1.0 and "gram" in spec.requires):
+        return  # it takes fewer, or has no direction to go in
     one, other = (pairs(SHARED, rank, rank) for rank in (4, 2))
-    parents, weights = [one, other, one, other], [1.0, 1.0, -1.0, -0.5]
+    parents, weights = [one, other, one, other], [1.0, 1.0, -1.0, last]
 
     def found(places: Sequence[int]) -> Deltas:
         mixed = [weights[i] for i in places] if spec.default_weights != "none" else None
-        return merged([parents[i] for i in places], name, weights=mixed)
+        whole = {} if spec.parameter("density") is None else {"density": 1.0}
+        return merged([parents[i] for i in places], name, weights=mixed, parameters=whole)
 
-    first = found(range(4))
+    first, size = found(range(4)), norm(dense(one))
     for places in permutations(range(4)):
-        assert distance(found(places), first) < 1e-5
+        again = found(places)
+        assert norm({module: again[module] - first[module] for module in first}) < 1e-5 * size
 
 
 @pytest.mark.parametrize("name", with_law("single"))

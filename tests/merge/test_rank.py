@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merge.recipe import SERVABLE_RANKS
+from tests.merge.direct import cut, engine, factored
 from tests.support.adapters import QV, llama_modules, random_factors
 from tests.support.dense import Deltas, norm, read_deltas, read_factors, ties, weighted_sum
 
@@ -222,10 +223,27 @@ def test_all_of_the_energy_takes_the_directions_there_are(merger: Merger, method
     assert merged.report["error"] <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("kept_by_8", "rank"), [(0.9899, 16), (0.9901, 8)], ids=["just below", "just above"]
+)
+def test_auto_wants_99_percent_of_all_modules_together(kept_by_8: float, rank: int) -> None:
+    # Two modules of the same energy; 8 directions hold all of one, and of the other what is missing.
+    def module(energies: Any) -> Any:
+        u, v = (np.linalg.qr(np.random.default_rng(s).standard_normal((40, 40)))[0] for s in (0, 1))
+        count = len(energies)
+        return factored(u[:, :count] * np.sqrt(energies), v[:, :count].T)
+
+    missing = 2 * (1 - kept_by_8)
+    rest = [(1 - missing) / 8] * 8 + [missing / 8] * 8
+    parent = {"one": module([1 / 8] * 8), "two": module(rest)}
+    _, report = cut(engine([parent], "linear", rank="auto"))
+    assert dict(report.ranks) == {"one": 8, "two": rank}
+
+
 def test_the_cap_of_auto_grows_with_the_parents(merger: Merger) -> None:
     modules = {"model.layers.0.mlp.up_proj": (300, 280)}
     folders = [merger.adapter(seed=seed, rank=130, modules=modules) for seed in range(2)]
-    assert merger(folders, rank="auto").report["rank"] == 128
+    assert merger(folders, rank="auto").report["rank"] == 130  # 128 would not keep 99%
 
 
 def test_modules_of_smaller_rank_keep_theirs_in_the_pattern(merger: Merger) -> None:

@@ -137,13 +137,14 @@ def test_no_number_of_workers_and_no_budget_of_memory_changes_a_bit(
 
 
 @pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize("rank", ["full", "auto", 5])
+@pytest.mark.parametrize("rank", ["full", "auto"])
 def test_one_worker_and_two_give_the_same_adapter(
     merger: Merger, kind: str, rank: str | int
 ) -> None:
     method, parameters = METHODS[kind]
     parents = [
-        merger.add(merger.adapter(seed=seed, rank=6, modules=llama_modules())) for seed in range(3)
+        merger.add(merger.adapter(seed=seed, rank=6, modules=llama_modules(layers=[0])))
+        for seed in range(3)
     ]
     digests = {
         merger.of(parents, method, rank=rank, workers=workers, **parameters).outcome.digest

@@ -73,7 +73,7 @@ def multislerp(
         units = [_unit(vector) for vector in vectors]
         mean = _weighted(coefficients, units)
         if np.linalg.norm(mean) < 1e-8:
-            if len(vectors) == 2:
+            if np.count_nonzero(norms) <= 2:
                 return _weighted(coefficients, vectors)
             raise ValueError("the directions cancel out")
         mean = _unit(mean)

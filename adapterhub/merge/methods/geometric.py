@@ -15,10 +15,13 @@ import numpy.typing as npt
 import torch
 
 from adapterhub.errors import UnsupportedError
+from adapterhub.merge.methods.sums import CANCELLED
 
 Vector = npt.NDArray[np.float64]
-_COLINEAR = 1e-16
-"""1 - cos² below this is rounding noise of an angle of zero."""
+_COLINEAR = 1e-13
+"""1 - cos² below this is rounding noise of a Gram matrix in float64."""
+_NO_LENGTH = 1e-6
+"""A mean of unit vectors shorter than this is noise; so is how far from opposite a direction is, in radians."""
 
 
 def slerp(
@@ -45,13 +48,15 @@ def multislerp(
         return [1.0]
     w = np.array(weights)
     if parameters["normalize"]:
-        if w.sum() == 0:
+        if abs(w.sum()) <= CANCELLED * np.abs(w).sum():
             raise _no_mean("The weights add up to 0.")
         w = w / w.sum()
     cosines, norms = _cosines(gram)
     mean_norm = _norm(w, cosines)
     if mean_norm < 1e-8:
-        if len(w) == 2:
+        if (
+            np.count_nonzero(norms) <= 2
+        ):  # opposite ones: a straight line is all there is between them
             return [float(x) for x in w]
         raise _no_mean("The weighted directions cancel.")
     mean = w / mean_norm
@@ -75,12 +80,15 @@ def karcher(
     shares = np.where(there, w, 0.0) / total
     length = _norm(shares, cosines)
     tolerance = parameters["tolerance"]
-    mean = shares / length if length > max(tolerance, 1e-12) else np.eye(len(w))[np.argmax(there)]
+    mean = (
+        shares / length if length > max(tolerance, _NO_LENGTH) else np.eye(len(w))[np.argmax(there)]
+    )
     for _ in range(parameters["max_iterations"]):
         dots = np.clip(cosines @ mean, -1.0, 1.0)
         angles = np.arccos(dots)
-        # θ/sinθ, 1 at θ = 0; an opposite direction has no shortest way, so it is kept finite
-        factor = shares / np.maximum(np.sinc(angles / math.pi), 1e-12)
+        # θ/sinθ, 1 at θ = 0; to an opposite direction there is no shortest way, so it doesn't pull
+        ways = angles < math.pi - _NO_LENGTH
+        factor = np.where(ways, shares, 0.0) / np.where(ways, np.sinc(angles / math.pi), 1.0)
         tangent = factor - (factor @ dots) * mean
         step = _norm(tangent, cosines)
         if step <= tolerance:

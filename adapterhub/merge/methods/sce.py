@@ -29,14 +29,17 @@ class Sce:
     def variance(self, first: int, last: int, out: torch.Tensor) -> list[torch.Tensor]:
         """Writes the population variance over the parents; gives their tiles."""
         tiles = [room[: last - first] for room in self._rooms]
-        mean = self._mean[: last - first].zero_()
         for part, tile in zip(self._parts, tiles, strict=True):
             part.fill(first, last, tile)
-            mean.add_(tile, alpha=1 / len(tiles))
+        # From the first parent, so that values which are equal in all have a variance of exactly 0.
+        apart = [tile - tiles[0] for tile in tiles]
+        mean = self._mean[: last - first].zero_()
+        for one in apart:
+            mean.add_(one, alpha=1 / len(tiles))
         out.zero_()
-        for tile in tiles:
-            apart = tile - mean
-            out.addcmul_(apart, apart, value=1 / len(tiles))
+        for one in apart:
+            one.sub_(mean)
+            out.addcmul_(one, one, value=1 / len(tiles))
         return tiles
 
     def _selected(self, first: int, last: int) -> list[torch.Tensor]:

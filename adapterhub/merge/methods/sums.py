@@ -10,6 +10,8 @@ import torch
 from adapterhub.errors import UsageError
 
 Coefficients = list[float]
+CANCELLED = 1e-9
+"""Weights whose sum is less than this share of their magnitudes cancel, but for rounding."""
 
 
 def linear(
@@ -19,7 +21,7 @@ def linear(
     if not parameters.get("normalize", False):
         return list(weights)
     total = sum(weights)
-    if total == 0:
+    if abs(total) <= CANCELLED * sum(map(abs, weights)):
         raise UsageError(
             "The weights add up to 0, so they can't be normalised.",
             why=f"They are {list(weights)}.",
