@@ -73,6 +73,7 @@ def write_folder(
                 b, a = spool.get(name, rank)
                 if dtype == "float16":
                     b, a = _evened(b, a)
+                    _require_normal(b, a, name)
                 for factor in (a, b):
                     _write(file, factor, dtype, name)
             for name, tensor in sorted(whole.items()):
@@ -104,6 +105,17 @@ def _write(file: IO[bytes], values: torch.Tensor, dtype: str, name: str) -> None
             hint="Choose a wider one: --dtype float32",
         )
     file.write(rounded.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+
+
+def _require_normal(b: torch.Tensor, a: torch.Tensor, name: str) -> None:
+    """FormatError where even the strongest direction is below float16's normal range, and so loses its digits."""
+    weakest = min(float(b[:, 0].abs().max()), float(a[0].abs().max()))
+    if 0 < weakest < torch.finfo(torch.float16).tiny:
+        raise FormatError(
+            f"The merged {name} doesn't fit into float16.",
+            why=f"Its strongest direction has factors of {weakest:.2g}, where float16 has few digits left.",
+            hint="Choose a wider one: --dtype bfloat16",
+        )
 
 
 def _evened(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
