@@ -19,6 +19,13 @@ def short(digest: str, length: int = 12) -> str:
     return digest.removeprefix(DIGEST_PREFIX)[:length]
 
 
+def word_of(value: object) -> str:
+    """A parameter's value as people type it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

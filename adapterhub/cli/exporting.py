@@ -18,12 +18,10 @@ from adapterhub.cli.parameters import (
     Semantics,
     Weights,
     Workers,
-    recipe_for,
-    recipe_from,
+    asked_for,
     resources_of,
     with_parameters,
 )
-from adapterhub.merge.recipe_file import is_recipe
 from adapterhub.words import human_size
 
 
@@ -52,16 +50,10 @@ def export(
     device: Device = "cpu",
 ) -> None:
     """Write base + adapter as a full model; several adapters are merged on the way, untruncated."""
-    if len(names) == 1 and is_recipe(names[0]):
-        decided = {"--method": method, "--weights": weights, "--semantics": semantics}
-        parents, recipe, _, its_base = recipe_from(
-            ctx, names[0], {**decided, "--seed": seed}, parameters
-        )
-        base = base or its_base
-    else:
-        parents, recipe = recipe_for(
-            ctx, names, method, weights, parameters, semantics=semantics, seed=seed
-        )
+    parents, recipe, _, its_base = asked_for(
+        ctx, names, parameters, method=method, weights=weights, semantics=semantics, seed=seed
+    )
+    base = base or its_base
     require_extra("torch", "merge")
     from adapterhub.export.run import export as run_export
 

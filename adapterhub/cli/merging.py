@@ -21,17 +21,14 @@ from adapterhub.cli.parameters import (
     Semantics,
     Weights,
     Workers,
-    recipe_for,
-    recipe_from,
+    asked_for,
     resources_of,
     with_parameters,
-    word_of,
 )
 from adapterhub.errors import ExitCode
 from adapterhub.merge.recipe import Recipe, Step
-from adapterhub.merge.recipe_file import is_recipe
 from adapterhub.merge.schedule import Schedule
-from adapterhub.words import hanging, short
+from adapterhub.words import hanging, short, word_of
 
 if TYPE_CHECKING:
     from adapterhub.merge.run import MergeOutcome
@@ -97,18 +94,11 @@ def merge(
     Parameters are shown with the methods that have them, and their defaults; `adapterhub methods NAME` says more.
     A recipe does all that the flags do, also module by module and in several steps.
     """
-    if len(names) == 1 and is_recipe(names[0]):
-        decided = {"--method": method, "--weights": weights, "--rank": rank, "--dtype": dtype}
-        decided |= {"--semantics": semantics, "--dora": dora, "--saved-from": saved_from}
-        parents, recipe, its_name, its_base = recipe_from(
-            ctx, names[0], {**decided, "--seed": seed}, parameters
-        )
-        name, base = name or its_name, base or its_base
-    else:
-        parents, recipe = recipe_for(
-            ctx, names, method, weights, parameters,
-            semantics=semantics, seed=seed, rank=rank, dtype=dtype, dora=dora, saved_from=saved_from,
-        )  # fmt: skip
+    parents, recipe, its_name, its_base = asked_for(
+        ctx, names, parameters, method=method, weights=weights, rank=rank, dtype=dtype,
+        semantics=semantics, dora=dora, saved_from=saved_from, seed=seed,
+    )  # fmt: skip
+    name, base = name or its_name, base or its_base
     if dry_run:
         _show_plan(ctx, parents, recipe)
         return

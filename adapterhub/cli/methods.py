@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from adapterhub.cli.command import Context, command
-from adapterhub.cli.parameters import word_of
 from adapterhub.merge.specs import SEMANTICS, MethodSpec, Semantics, method
 from adapterhub.merge.specs import methods as all_methods
-from adapterhub.words import counted, hanging
+from adapterhub.words import counted, hanging, word_of
 
 _FAMILIES = {
     "sum": "a weighted sum of the deltas: exact in factors, of low rank",

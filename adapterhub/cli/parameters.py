@@ -18,8 +18,10 @@ from adapterhub.errors import UsageError
 from adapterhub.fsio import typed_path
 from adapterhub.merge.recipe import Recipe, check_dora, make_recipe, parse_weights
 from adapterhub.merge.recipe_file import is_recipe, read_recipe
-from adapterhub.merge.specs import MethodSpec, check_parameters, method, methods
+from adapterhub.merge.specs import MethodSpec, check_parameters, methods
+from adapterhub.merge.specs import method as method_spec
 from adapterhub.settings import size
+from adapterhub.words import word_of
 
 if TYPE_CHECKING:
     from adapterhub.merge.run import Resources
@@ -194,20 +196,23 @@ def _short(names: Iterable[str]) -> list[str]:
     return found
 
 
-def word_of(value: object) -> str:
-    """A parameter's value as people type it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def asked_for(
+    ctx: Context, names: Sequence[str], parameters: Mapping[str, Any], **flags: Any
+) -> tuple[list[Resolved], Recipe, str | None, str | None]:
+    """The parents, the recipe, and the name and base that a recipe file gives: from that file, or from names and flags."""
+    if len(names) == 1 and is_recipe(names[0]):
+        typed = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+        return _from_file(ctx, names[0], typed, parameters)
+    return *_from_flags(ctx, names, parameters=parameters, **flags), None, None
 
 
-def recipe_for(
+def _from_flags(
     ctx: Context,
     names: Sequence[str],
-    method_name: str | None,
+    *,
+    method: str | None,
     weights: str | None,
     parameters: Mapping[str, Any],
-    *,
     semantics: str | None = None,
     seed: int | None = None,
     rank: str | None = None,
@@ -222,7 +227,7 @@ def recipe_for(
             why="It names the adapters itself.",
             hint=f"adapterhub merge {recipe_names[0]}",
         )
-    spec = method(method_name or "linear")
+    spec = method_spec(method or "linear")
     numbers = parse_weights(weights) if weights is not None else None
     check_parameters(spec, parameters)
     check_dora(dora)
@@ -248,7 +253,7 @@ def recipe_for(
     return _each_once(parents), replace(recipe, dora=dora, saved_from=keeper)
 
 
-def recipe_from(
+def _from_file(
     ctx: Context, path: str, given: Mapping[str, object], parameters: Mapping[str, object]
 ) -> tuple[list[Resolved], Recipe, str | None, str | None]:
     """The parents and the recipe of a file, and the name and base it gives. UsageError for a flag that the file decides."""

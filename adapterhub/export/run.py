@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from adapterhub.formats.peft import require_plain
 from adapterhub.lora.adapter import opened
 from adapterhub.lora.memory import Memory
 from adapterhub.lora.parallel import one_thread
-from adapterhub.lora.rows import Rows
 from adapterhub.merge.device import find_device
 from adapterhub.merge.engine import Engine
 from adapterhub.merge.parents import parent_stages
 from adapterhub.merge.recipe import Recipe
 from adapterhub.merge.run import DEFAULTS, Resources, prepared
+from adapterhub.merge.stages import delta_of
 from adapterhub.merge.weights import opened_base
 from adapterhub.runs import running
 from adapterhub.same_base import shared_base
@@ -105,16 +106,10 @@ def export(
                 warn(remark)
             engine = Engine(recipe, stages, resources.workers, Memory(resources.memory))
             result = prepared(engine, progress)
-
-            def delta_of(module: str) -> Rows:
-                delta = result.open(module)
-                assert delta is not None, module
-                return delta
-
             with progress(f"Writing {folder.name} (MB)", plan.size / 1e6) as bar, one_thread():
                 bake(
                     plan,
-                    delta_of,
+                    partial(delta_of, result),
                     folder,
                     record=record,
                     overwrite=overwrite,

@@ -11,7 +11,7 @@ import torch
 
 from adapterhub.lora.lowrank import Spectrum, balanced
 from adapterhub.lora.memory import Memory
-from adapterhub.lora.rows import Held, Rows, blocks, whole
+from adapterhub.lora.rows import Held, Rows, blocks, squared_norm, whole
 
 EXACT_SIDE = 640
 """Up to this size of the smaller side the decomposition is exact."""
@@ -59,7 +59,7 @@ def _randomised(delta: Rows, rank: int) -> Spectrum:
         back = torch.zeros_like(probe)
         for _, tile in blocks(delta):
             if turn == 0:
-                energy += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
+                energy += squared_norm(tile)
             back.addmm_(tile.T, tile @ probe)
         # probeᵀ·ΔWᵀΔW·probe: its largest eigenvalues are the energy that the probe finds.
         ritz = torch.linalg.eigvalsh(probe.T.double() @ back.double())

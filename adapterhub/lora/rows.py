@@ -71,19 +71,23 @@ class Held:
         out.copy_(self.whole[first:last])
 
 
+def _height(shape: tuple[int, int]) -> int:
+    """Rows of one tile."""
+    out, width = shape
+    return min(out, max(1, TILE_VALUES // max(1, width)))
+
+
 def tiles(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """(first, last) of every tile, in order."""
-    out, width = shape
-    step = max(1, TILE_VALUES // max(1, width))
-    for first in range(0, out, step):
+    out = shape[0]
+    step = _height(shape)
+    for first in range(0, out, max(1, step)):
         yield first, min(out, first + step)
 
 
 def buffer(rows: Rows) -> torch.Tensor:
     """Room for one tile."""
-    out, width = rows.shape
-    height = min(out, max(1, TILE_VALUES // max(1, width)))
-    return torch.empty(height, width, device=rows.device)
+    return torch.empty(_height(rows.shape), rows.shape[1], device=rows.device)
 
 
 def blocks(rows: Rows) -> Iterator[tuple[int, torch.Tensor]]:
@@ -147,9 +151,12 @@ def energy(delta: Rows) -> float:
     if isinstance(delta, Factored):
         products = (delta.b.T @ delta.b).double() * (delta.a @ delta.a.T).double()
         return max(0.0, float(products.sum()))
-    return sum(
-        float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for _, t in blocks(delta)
-    )
+    return sum(squared_norm(tile) for _, tile in blocks(delta))
+
+
+def squared_norm(tile: torch.Tensor) -> float:
+    """The squared Frobenius norm of float32 values, summed in float64."""
+    return float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
 
 
 def projected(delta: Rows, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from adapterhub.merge.recipe import SERVABLE_RANKS, Recipe, energy_share
 from adapterhub.merge.report import Kept, MergeReport
 from adapterhub.merge.schedule import layer_of
 from adapterhub.merge.spool import Spool
-from adapterhub.merge.stages import CutStage, Job, Stage, make_stage
+from adapterhub.merge.stages import CutStage, Job, Stage, delta_of, make_stage
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Engine:
         return MergeReport.of(dict(zip(names, kept, strict=True)), ranks, list(self.parents))
 
     def _put(self, result: Stage, spool: Spool, module: str) -> Kept:
-        delta = _there(result, module)
+        delta = delta_of(result, module)
         try:
             spectrum = self._spectrum(delta, self._cap(delta))
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ class Engine:
 
     def _put_whole(self, result: Stage, spool: Spool, module: str) -> Kept:
         """Nothing cut off: the stacked factors, or the dense delta beside an identity."""
-        delta = _there(result, module)
+        delta = delta_of(result, module)
         stages = [stage.open(module) for stage in self.parents.values()]
         inner = gram([delta, *stages])
         if isinstance(delta, Factored):
@@ -180,10 +180,3 @@ class Engine:
             if sum(one.kept(rank) for one in kept) >= AUTO_ENERGY * total:
                 return rank
         return allowed[-1]
-
-
-def _there(stage: Stage, module: str) -> Rows:
-    delta = stage.open(module)
-    if delta is None:
-        raise LookupError(f"no delta of {module}")
-    return delta

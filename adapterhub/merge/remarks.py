@@ -10,6 +10,7 @@ from typing import Any
 from adapterhub.lora.adapter import Adapter
 from adapterhub.merge.recipe import Recipe
 from adapterhub.merge.schedule import Schedule
+from adapterhub.words import word_of
 
 _LOST = 0.5
 """A parent of which the result's directions hold less than this share was cut off, not merged."""
@@ -45,8 +46,13 @@ def command_of(recipe: Recipe, labels: Mapping[str, str]) -> str:
         words += ["--weights", ",".join(_word(weight) for weight in step.weights)]
     defaults = step.spec.defaults()
     for name, value in step.parameters.items():
-        if value != defaults[name]:
-            words += [f"--{name.replace('_', '-')}", _word(value)]
+        flag = name.replace("_", "-")
+        if value == defaults[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", _word(value)]
     return " ".join([*words, "--rank", str(recipe.rank)])
 
 
@@ -66,4 +72,4 @@ def _counts(recipe: Recipe, place: int) -> bool:
 def _word(value: object) -> str:
     if isinstance(value, Schedule):
         return "by-module"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return word_of(value)

@@ -45,6 +45,14 @@ class Stage(Protocol):
         ...
 
 
+def delta_of(stage: Stage, module: str) -> Rows:
+    """The delta of a module that the stage is known to change; LookupError where it doesn't."""
+    delta = stage.open(module)
+    if delta is None:
+        raise LookupError(f"no delta of {module}")
+    return delta
+
+
 @dataclass(frozen=True)
 class Job:
     """What a kernel gets to know: the step, its inputs, and a way to do something for many modules at once."""

@@ -20,7 +20,7 @@ from adapterhub.lora.rows import Rows, blocks
 from adapterhub.merge.engine import Engine
 from adapterhub.merge.methods.combining import WeightedSum
 from adapterhub.merge.recipe import Recipe
-from adapterhub.merge.stages import Stage, SumStage
+from adapterhub.merge.stages import Stage, SumStage, delta_of
 from adapterhub.merge.weights import BaseWeights, Difference, StoredRows
 from adapterhub.words import some
 
@@ -209,12 +209,7 @@ def written_as(name: str, modules: Mapping[str, object]) -> str:
 
 
 def _opens(name: str) -> Callable[[Stage], Rows]:
-    def values(stage: Stage) -> Rows:
-        rows = stage.open(name)
-        assert rows is not None, name
-        return rows
-
-    return values
+    return lambda stage: delta_of(stage, name)
 
 
 def _added(base: BaseWeights, twin: str, name: str) -> Callable[[Stage], Rows]:

@@ -7,18 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support.adapters import AdapterMaker, Array
+from tests.support.adapters import AdapterMaker, Array, linears
 
 HIDDEN, KEY_VALUE, INNER, LAYERS = 4096, 1024, 14336, 32
-LINEARS: Mapping[str, tuple[int, int]] = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KEY_VALUE, HIDDEN),
-    "self_attn.v_proj": (KEY_VALUE, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
+LINEARS = linears(HIDDEN, KEY_VALUE, INNER)
 """The seven linears of a layer, as (out, in)."""
 KINDS: Mapping[str, str] = {
     "k_proj": "k and v",

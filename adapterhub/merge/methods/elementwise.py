@@ -17,7 +17,7 @@ from adapterhub.merge.methods.pruning import Banded, Dropped, RankDropped, Trimm
 from adapterhub.merge.methods.sce import Sce
 from adapterhub.merge.schedule import Schedule
 from adapterhub.merge.select import in_turn, kth_largest, share_of
-from adapterhub.merge.stages import Job, Opener
+from adapterhub.merge.stages import Job, Opener, delta_of
 
 Pruner = Callable[[int, str, Rows], Rows]
 """(number of the input, module, its delta) -> the pruned delta."""
@@ -224,8 +224,6 @@ def _over_model(
     total = sum(out * width for out, width in stage.shapes.values())
 
     def open_rows(module: str) -> Rows:
-        rows = stage.open(module)
-        assert rows is not None
-        return before(place, module, rows)
+        return before(place, module, delta_of(stage, module))
 
     return [kth_largest(sorted(stage.shapes), open_rows, k, job.each, total) for k in ranks(total)]

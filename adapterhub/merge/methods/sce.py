@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from adapterhub.lora.rows import Rows, blocks, buffer
+from adapterhub.lora.rows import Rows, blocks, buffer, squared_norm, tiles
 from adapterhub.merge.methods.combining import Election
 from adapterhub.merge.select import in_turn, kth_largest, share_of
 
@@ -55,10 +55,9 @@ class Sce:
         """The parents' shares of the energy of what is kept."""
         energies = [0.0] * len(self._parts)
         out, width = self.shape
-        step = self._kept.shape[0]
-        for first in range(0, out, step):
-            for place, tile in enumerate(self._selected(first, min(out, first + step))):
-                energies[place] += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
+        for first, last in tiles(self.shape):
+            for place, tile in enumerate(self._selected(first, last)):
+                energies[place] += squared_norm(tile)
         total = sum(energies)
         if total == 0 or total / (out * width) < equal_below:
             return [1 / len(energies)] * len(energies)
