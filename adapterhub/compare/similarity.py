@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -15,6 +13,7 @@ from adapterhub.compare.cores import Encounter, cores, encounter
 from adapterhub.compare.places import Place, place_of
 from adapterhub.compare.signs import SignConflict, sample_rows, sign_conflicts
 from adapterhub.lora.adapter import Adapter, all_modules
+from adapterhub.parallel import for_each
 from adapterhub.words import natural
 
 Pair = tuple[int, int]
@@ -159,14 +158,9 @@ def compare(
     One module at a time and worker (by default one a core): numpy lets go of the interpreter while it computes.
     """
     names = sorted(all_modules(adapters), key=natural)
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        modules = []
-        for module in pool.map(lambda name: _module(name, adapters, exact), names):
-            modules.append(module)
-            done()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    modules = for_each(
+        names, lambda name: _module(name, adapters, exact), workers=workers, done=done
+    )
     return Comparison(
         _distinct([adapter.label for adapter in adapters]),
         tuple(modules),

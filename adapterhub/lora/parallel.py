@@ -6,13 +6,14 @@ one BLAS thread, and modules run side by side.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
+
+from adapterhub import parallel
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,22 +22,11 @@ R = TypeVar("R")
 def for_each(
     items: Sequence[T], work: Callable[[T], R], *, workers: int | None, done: Callable[[], None]
 ) -> list[R]:
-    """[work(item) for item in items], `workers` at a time (default: one a core); `done` is called after each.
-
-    Ctrl-C and errors stop what hasn't begun, wait for what has, and go on up.
-    """
-    pool = ThreadPoolExecutor(
-        workers or os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)
-    )
+    """parallel.for_each where torch computes with one thread in each worker."""
     with one_thread():
-        try:
-            futures = [pool.submit(work, item) for item in items]
-            for future in as_completed(futures):
-                future.result()
-                done()
-            return [future.result() for future in futures]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return parallel.for_each(
+            items, work, workers=workers, done=done, starting=partial(torch.set_num_threads, 1)
+        )
 
 
 @contextmanager

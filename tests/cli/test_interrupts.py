@@ -62,7 +62,7 @@ def interrupted(
         out, _ = running.communicate(timeout=60)
     finally:
         running.kill()
-        running.wait()
+        running.communicate()
     assert running.returncode == 130, heard.read_text()
     assert out == b""
     return heard.read_text()
