@@ -134,7 +134,7 @@ def _show_plan(ctx: Context, parents: list[Resolved], recipe: Recipe) -> None:
         labels = {parent.digest: parent.label for parent in parents}
         said = {key: document[key] for key in _PLAN if document.get(key) is not None}
         rest = [(f"{key.replace('_', ' ')}  ", labels.get(v, str(v))) for key, v in said.items()]
-        _say(ctx, [*_steps(parents, recipe), *rest])
+        _say(ctx, [*_steps(parents, recipe, {}), *rest])
     else:
         ctx.out.record({**document, "parents": [one.label for one in parents]}, ids=("method",))
 
@@ -165,6 +165,7 @@ def _document(outcome: MergeOutcome, parents: list[Resolved], recipe: Recipe) ->
         "parents": rows,
         "recipe": recipe.document(),
         **{key: report.get(key) for key in ("rank", "energy_kept", "error")},
+        "steps": report.get("steps", {}),
         "modules": report.get("modules", {}),
     }
 
@@ -172,7 +173,7 @@ def _document(outcome: MergeOutcome, parents: list[Resolved], recipe: Recipe) ->
 def _words(outcome: MergeOutcome, parents: list[Resolved], recipe: Recipe) -> list[tuple[str, str]]:
     """The result of a merge, for people."""
     report = outcome.report
-    lines = [(f"{outcome.name}  ", f"@{short(outcome.digest)}"), *_steps(parents, recipe)]
+    lines = [(f"{outcome.name}  ", f"@{short(outcome.digest)}"), *_steps(parents, recipe, report)]
     if "energy_kept" not in report:  # a name for an adapter that was there
         return lines
     rank, kept, modules = report["rank"], report["energy_kept"], report.get("modules", {})
@@ -199,22 +200,29 @@ def _share(value: float | None) -> str:
     return f"{'–' if value is None else f'{value:.4g}':>10}"
 
 
-def _steps(parents: list[Resolved], recipe: Recipe) -> list[tuple[str, str]]:
+def _steps(
+    parents: list[Resolved], recipe: Recipe, report: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     labels = {parent.digest: parent.label for parent in parents}
+    cuts = report.get("steps", {})
     return [
-        (f"step {step.name}  " if step.name else "method  ", _step(step, labels))
+        (
+            f"step {step.name}  " if step.name else "method  ",
+            _step(step, labels, cuts.get(step.name, {}).get("energy_kept")),
+        )
         for step in recipe.steps
     ]
 
 
-def _step(step: Step, labels: Mapping[str, str]) -> str:
-    """The method, its inputs with their weights, its parameters."""
+def _step(step: Step, labels: Mapping[str, str], kept: float | None) -> str:
+    """The method, its inputs with their weights, its parameters, and what its own rank kept."""
     inputs = []
     for place, one in enumerate(step.inputs):
         name = labels[one.digest] if one.digest is not None else f"step {one.step}"
         inputs.append(f"{name} ({_number(step.weights[place])})" if step.weights else name)
     numbers = ", ".join(f"{key} {_number(value)}" for key, value in step.parameters.items())
     cut = f"; cut to rank {step.rank}" if step.rank is not None else ""
+    cut += f", which keeps {kept:.2%}" if kept is not None else ""
     return f"{step.method} of {', '.join(inputs)}" + (f"; {numbers}" if numbers else "") + cut
 
 

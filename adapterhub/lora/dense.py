@@ -7,6 +7,8 @@ tiles, and holds the delta whole only within the memory budget; the result has t
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from adapterhub.lora.lowrank import Spectrum, balanced
@@ -54,15 +56,16 @@ def _randomised(delta: Rows, rank: int) -> Spectrum:
     columns = min(rank + OVERSAMPLING, out, width)
     start = torch.randn(width, columns, generator=torch.Generator().manual_seed(_SEED))
     probe = torch.linalg.qr(start.to(delta.device))[0]  # (in, l)
-    energy, found = 0.0, 0.0
+    energy, found, scale = 0.0, 0.0, 0.0
     for turn in range(_MOST_PASSES):
-        back = torch.zeros_like(probe)
+        back = torch.zeros_like(probe)  # (in, l): scale·ΔWᵀΔW·probe
         for _, tile in blocks(delta):
             if turn == 0:
                 energy += squared_norm(tile)
-            back.addmm_(tile.T, tile @ probe)
+                scale = scale or _power_of_two(tile)
+            back.addmm_(tile.T, tile @ probe * scale)
         # probeᵀ·ΔWᵀΔW·probe: its largest eigenvalues are the energy that the probe finds.
-        ritz = torch.linalg.eigvalsh(probe.T.double() @ back.double())
+        ritz = torch.linalg.eigvalsh(probe.T.double() @ back.double() / (scale or 1.0))
         before, found = found, float(ritz[-rank:].clamp(min=0).sum())
         probe = torch.linalg.qr(back)[0]
         if turn and found - before <= _SETTLED * found:
@@ -71,6 +74,14 @@ def _randomised(delta: Rows, rank: int) -> Spectrum:
     q, r = torch.linalg.qr(image)
     u, s, vt = torch.linalg.svd(r.double())
     return balanced(q, u[:, :rank], s[:rank], vt[:rank], probe, energy)
+
+
+def _power_of_two(tile: torch.Tensor) -> float:
+    """About the inverse of the tile's size, without rounding, so that squares of it stay within float32; 0 for zeros."""
+    largest = float(tile.abs().max())
+    if not 0 < largest < math.inf:
+        return 0.0
+    return 2.0 ** max(-126, min(126, -math.frexp(largest)[1]))
 
 
 def _leading(gram: torch.Tensor, rank: int) -> torch.Tensor:

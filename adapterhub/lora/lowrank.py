@@ -1,8 +1,9 @@
 """Exact low-rank algebra with torch: sums stay factored, and truncation is the best one there is.
 
-A sum of adapters is the stacked factors ([w₁B₁ | w₂B₂], [A₁; A₂]). Thin QR of both sides and an SVD of the small
-R x R core (in float64) give its singular values, hence the optimal truncation (Eckart and Young 1936) and its error,
-at a cost of (m+n)R² + R³ instead of m·n·min(m, n).
+A sum of adapters is the stacked factors ([w₁B₁ | w₂B₂], [A₁; A₂]) of R columns. Its singular values and vectors come from
+the R x R matrices BᵀB and AAᵀ, whence the optimal truncation (Eckart and Young 1936) and its error, at a cost of
+(m+n)R² + R³ instead of m·n·min(m, n). Those matrices square what is small; but in float64, of float32 factors, they tell
+directions down to 1e-8 of the largest apart, where a QR of the factors themselves in float32 would end at 1e-7.
 """
 
 from __future__ import annotations
@@ -12,10 +13,33 @@ from dataclasses import dataclass
 
 import torch
 
-from adapterhub.lora.rows import Factored
+from adapterhub.lora.inner import Stack, energy, projected
+from adapterhub.lora.rows import Factored, Rows
 
 DROP = 1e-6
 """Directions below this share of the largest singular value are rounding noise of float32."""
+_NOISE = 1e-13
+"""Eigenvalues of BᵀB below this share of the largest are rounding noise of float64."""
+
+
+@dataclass(frozen=True)
+class Sum(Factored):
+    """Σ wᵢΔWᵢ as stacked factors, which knows what it was made of."""
+
+    stack: Stack
+    columns: torch.Tensor
+    """The weight of every column, (R,) float64."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The directions of a spectrum in terms of a stack's factors: b = [B₁ | B₂ | ...]·left and a = right·[A₁; A₂; ...]."""
+
+    stack: Stack
+    left: torch.Tensor
+    """(R, k) float64."""
+    right: torch.Tensor
+    """(k, R) float64."""
 
 
 @dataclass(frozen=True)
@@ -29,32 +53,70 @@ class Spectrum:
     a: torch.Tensor
     values: torch.Tensor
     energy: float
+    basis: Basis | None = None
 
-    def cut(self, rank: int) -> Spectrum:
-        """The best approximation of at most `rank` (at least one direction is kept, if only of zeros)."""
-        rank = min(rank, self.b.shape[1])
-        return Spectrum(self.b[:, :rank], self.a[:rank], self.values[:rank], self.energy)
+    def seen(self, delta: Rows) -> tuple[float, torch.Tensor]:
+        """||ΔW||² of another delta, and bᵀ·ΔW·aᵀ, (k, k) float64. Next to free for what this one was summed up from."""
+        place = self.basis.stack.place_of(delta) if self.basis else None
+        if self.basis is None or place is None:
+            return energy(delta), projected(delta, self.b, self.a)
+        left, right = self.basis.stack.left, self.basis.stack.right
+        norm = float((left[place, place] * right[place, place]).sum())
+        inside = (self.basis.left.T @ left[:, place]) @ (right[place] @ self.basis.right.T)
+        return max(0.0, norm), inside
 
-    @property
-    def kept(self) -> float:
-        """Energy of the approximation."""
-        return float((self.values**2).sum())
 
-
-def stack(deltas: Sequence[Factored], weights: Sequence[float]) -> Factored:
-    """The exact sum of w·b@a as one pair of factors: ranks add up."""
-    b = torch.cat([weight * delta.b for weight, delta in zip(weights, deltas, strict=True)], dim=1)
-    return Factored(b, torch.cat([delta.a for delta in deltas], dim=0))
+def total(stack: Stack, weights: Sequence[float]) -> Sum:
+    """The exact sum of w·ΔW over a stack, with a weight for each part, as one pair of factors: ranks add up."""
+    b = torch.cat(
+        [weight * part.b for weight, part in zip(weights, stack.parts, strict=True)], dim=1
+    )
+    a = torch.cat([part.a for part in stack.parts], dim=0)
+    return Sum(b, a, stack, stack.columns(weights))
 
 
 def decompose(delta: Factored, rank: int | None = None) -> Spectrum:
-    """The `rank` (or all) leading singular directions of b @ a; those below DROP are left out."""
-    q_b, r_b = torch.linalg.qr(delta.b)  # (out, p), (p, R) with p = min(out, R)
-    q_a, r_a = torch.linalg.qr(delta.a.T)  # (in, q), (q, R)
-    core = r_b.double() @ r_a.double().T  # (p, q)
-    u, s, vt = torch.linalg.svd(core, full_matrices=False)
-    energy = float((s**2).sum())
-    return balanced(q_b, u[:, :rank], s[:rank], vt[:rank], q_a, energy)
+    """The `rank` (or all) leading singular directions of b @ a; those below DROP are left out.
+
+    torch.linalg.LinAlgError where a sum's factors are beyond float32.
+    """
+    whole = delta if isinstance(delta, Sum) else total(Stack([delta]), [1.0])
+    stack = whole.stack
+    left = whole.columns[:, None] * stack.left * whole.columns  # BᵀB, weights and all
+    if float(left.diagonal().max()) > torch.finfo(torch.float32).max ** 2:
+        raise torch.linalg.LinAlgError("the weighted factors overflow float32")  # type: ignore[attr-defined]
+    squares, v = torch.linalg.eigh(left)
+    used = squares > _NOISE * squares[-1]
+    roots = squares[used].sqrt()  # singular values of B
+    v = v[:, used]
+    half = roots[:, None] * v.T  # B = U·half with orthonormal U, so that BA = U·(half·A)
+    squares, p = torch.linalg.eigh(half @ stack.right @ half.T)
+    values = squares.clamp(min=0).sqrt().flip(0)[:rank]
+    values = values[values > DROP * values[:1]]
+    if not len(values):
+        return _nothing(delta)
+    p, root = p.flip(1)[:, : len(values)], values.sqrt()
+    to_b = v / roots @ p * root  # (R, k)
+    to_a = p.T @ half / root[:, None]  # (k, R)
+    b = (to_b.T.to(whole.b) @ whole.b.T).T
+    a = to_a.to(whole.a) @ whole.a
+    sign = _signs(b)
+    basis = Basis(stack, whole.columns[:, None] * to_b * sign.cpu(), to_a * sign[:, None].cpu())
+    size = max(0.0, float((left * stack.right).sum()))
+    return Spectrum(b.mul_(sign), a.mul_(sign[:, None]), values, size, basis)
+
+
+def _nothing(delta: Factored) -> Spectrum:
+    """One direction of zeros: an adapter needs one."""
+    out, width = delta.shape
+    b, a = torch.zeros(out, 1), torch.zeros(1, width)
+    return Spectrum(b.to(delta.b), a.to(delta.a), torch.zeros(1, dtype=torch.float64), 0.0)
+
+
+def _signs(b: torch.Tensor) -> torch.Tensor:
+    """-1 for each column whose largest value is negative, else 1: turned so, the form is canonical."""
+    largest = b.gather(0, b.abs().argmax(dim=0, keepdim=True))[0]
+    return torch.where(largest < 0, -1.0, 1.0)
 
 
 def balanced(
@@ -75,6 +137,5 @@ def balanced(
     root = s[:count].sqrt()
     b = q_b @ (u[:, :count] * root).float()
     a = (root[:, None] * vt[:count]).float() @ q_a.T
-    largest = b.gather(0, b.abs().argmax(dim=0, keepdim=True))[0]
-    sign = torch.where(largest < 0, -1.0, 1.0)
+    sign = _signs(b)
     return Spectrum(b * sign, a * sign[:, None], s[:count], energy)

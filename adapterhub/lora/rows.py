@@ -6,7 +6,7 @@ width, since a product's last bits depend on its shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,57 +113,6 @@ def whole(rows: Rows) -> torch.Tensor:
     return dense
 
 
-def gram(deltas: Sequence[Rows | None]) -> torch.Tensor:
-    """The K x K matrix of inner products Gᵢⱼ = <ΔWᵢ, ΔWⱼ>, float64; a missing delta is zero.
-
-    From factors: <ΔWᵢ, ΔWⱼ> = Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ), which costs (m+n)·R² for stacked factors of R columns.
-    """
-    count = len(deltas)
-    found = torch.zeros(count, count, dtype=torch.float64)
-    there = [(place, delta) for place, delta in enumerate(deltas) if delta is not None]
-    factored = [(place, delta) for place, delta in there if isinstance(delta, Factored)]
-    if not there:
-        return found
-    if len(factored) == len(there):
-        b = torch.cat([delta.b for _, delta in factored], dim=1).double()
-        a = torch.cat([delta.a for _, delta in factored], dim=0).double()
-        products = (b.T @ b) * (a @ a.T)
-        owner = torch.tensor(
-            [place for place, delta in factored for _ in range(delta.rank)], device=b.device
-        )
-        rows = torch.zeros(count, len(owner), dtype=torch.float64, device=b.device)
-        rows = rows.index_add(0, owner, products)
-        return found.to(b.device).index_add(1, owner, rows).cpu()
-    rooms = {place: buffer(delta) for place, delta in there}
-    for first, last in tiles(there[0][1].shape):
-        for place, delta in there:
-            delta.fill(first, last, rooms[place][: last - first])
-        flat = torch.stack([rooms[place][: last - first].flatten() for place, _ in there]).double()
-        products = (flat @ flat.T).cpu()
-        for row, (i, _) in enumerate(there):
-            for column, (j, _) in enumerate(there):
-                found[i, j] += products[row, column]
-    return found
-
-
-def energy(delta: Rows) -> float:
-    """The squared Frobenius norm."""
-    if isinstance(delta, Factored):
-        products = (delta.b.T @ delta.b).double() * (delta.a @ delta.a.T).double()
-        return max(0.0, float(products.sum()))
-    return sum(squared_norm(tile) for _, tile in blocks(delta))
-
-
 def squared_norm(tile: torch.Tensor) -> float:
     """The squared Frobenius norm of float32 values, summed in float64."""
     return float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
-
-
-def projected(delta: Rows, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """bᵀ·ΔW·aᵀ, (k, k) float64, for b (out, k) and a (k, in)."""
-    if isinstance(delta, Factored):
-        return (b.T @ delta.b).double() @ (delta.a @ a.T).double()
-    left = torch.zeros(b.shape[1], delta.shape[1], dtype=torch.float64, device=delta.device)
-    for first, tile in blocks(delta):
-        left += (b[first : first + tile.shape[0]].T @ tile).double()
-    return left @ a.T.double()

@@ -17,10 +17,11 @@ import torch
 
 from adapterhub.errors import FormatError
 from adapterhub.lora.dense import best_rank
+from adapterhub.lora.inner import gram
 from adapterhub.lora.lowrank import Spectrum, decompose
 from adapterhub.lora.memory import Memory
 from adapterhub.lora.parallel import for_each
-from adapterhub.lora.rows import Factored, Rows, energy, gram, projected, whole
+from adapterhub.lora.rows import Factored, Rows, whole
 from adapterhub.merge.recipe import SERVABLE_RANKS, Recipe, energy_share
 from adapterhub.merge.report import Kept, MergeReport
 from adapterhub.merge.schedule import layer_of
@@ -46,6 +47,8 @@ class Engine:
     memory: Memory = field(default_factory=Memory)
     progress: Callable[[float], None] = lambda _: None
     """Called with the number of modules worked through, as it happens."""
+    _cuts: dict[str, CutStage] = field(default_factory=dict, init=False)
+    """Of the steps that have a rank of their own, by name."""
 
     def each(self, items: Sequence[str], work: Callable[[str], T]) -> list[T]:
         """[work(item) for item in items], several at a time, counted as progress."""
@@ -65,7 +68,7 @@ class Engine:
             job = Job(step, inputs, first, self._layers, self.recipe.seed, self.each)
             stage = make_stage(job)
             if step.rank is not None:
-                stage = CutStage(stage, step.rank, self._cut, uncut)
+                stage = self._cuts[step.name] = CutStage(stage, step.rank, self._spectrum, uncut)
             found[step.name] = stage
             first += len(inputs)
         assert stage is not None, "a recipe has a step"
@@ -88,7 +91,8 @@ class Engine:
         else:
             kept = self.each(names, partial(self._put, result, spool))
             ranks = self._ranks(kept)
-        return MergeReport.of(dict(zip(names, kept, strict=True)), ranks, list(self.parents))
+        cuts = {name: stage.energy_kept for name, stage in self._cuts.items()}
+        return MergeReport.of(dict(zip(names, kept, strict=True)), ranks, list(self.parents), cuts)
 
     def _put(self, result: Stage, spool: Spool, module: str) -> Kept:
         delta = delta_of(result, module)
@@ -130,8 +134,8 @@ class Engine:
                 inner.append(np.zeros(len(energies)))
                 inside.append(np.zeros(len(energies)))
                 continue
-            norms.append(energy(delta))
-            small = projected(delta, spectrum.b, spectrum.a)
+            norm, small = spectrum.seen(delta)
+            norms.append(norm)
             inner.append(small.diagonal().cumsum(0).cpu().numpy())
             squares = (small / safe[:, None] / safe[None, :]) ** 2  # of U'ΔWV
             inside.append(squares.cumsum(0).cumsum(1).diagonal().cpu().numpy())
@@ -141,10 +145,6 @@ class Engine:
         if isinstance(delta, Factored):
             return decompose(delta, rank)
         return best_rank(delta, rank, self.memory)
-
-    def _cut(self, delta: Rows, rank: int) -> Factored:
-        spectrum = self._spectrum(delta, rank)
-        return Factored(spectrum.b, spectrum.a)
 
     def _cap(self, delta: Rows) -> int:
         """The most directions that the result may have."""

@@ -16,7 +16,7 @@ from adapterhub.formats.peft import WEIGHTS_NAME, read_facts, scan_values
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.formats.safetensors import TensorFile
 from adapterhub.lora.adapter import Adapter, opened
-from adapterhub.lora.rows import gram
+from adapterhub.lora.inner import gram
 from adapterhub.merge.done import recipes_of
 from adapterhub.merge.parents import opened_parents
 from adapterhub.merge.recipe import parse_recipe

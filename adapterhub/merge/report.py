@@ -60,21 +60,29 @@ class MergeReport:
     ranks: Mapping[str, int]
     modules: Mapping[str, Mapping[str, Any]]
     total: Mapping[str, Any]
+    steps: Mapping[str, float]
+    """The share of its energy that each step with a rank of its own kept, by the step's name."""
 
     @classmethod
     def of(
-        cls, kept: Mapping[str, Kept], ranks: Sequence[int], parents: Sequence[str]
+        cls,
+        kept: Mapping[str, Kept],
+        ranks: Sequence[int],
+        parents: Sequence[str],
+        steps: Mapping[str, float],
     ) -> MergeReport:
         """From every module's numbers at its rank; `parents` are digests."""
         chosen = dict(zip(kept, ranks, strict=True))
         rows = {name: _row([one], [chosen[name]], parents) for name, one in kept.items()}
         modules = {name: {"rank": chosen[name], **row} for name, row in rows.items()}
-        return cls(chosen, modules, _row(list(kept.values()), ranks, parents))
+        return cls(chosen, modules, _row(list(kept.values()), ranks, parents), steps)
 
     def document(self) -> dict[str, Any]:
         """As it is attested."""
         rank = max(self.ranks.values(), default=0)
-        return {"rank": rank, **self.total, "modules": dict(self.modules)}
+        steps = {name: {"energy_kept": round(share, 6)} for name, share in self.steps.items()}
+        told = {"steps": steps} if steps else {}
+        return {"rank": rank, **self.total, **told, "modules": dict(self.modules)}
 
 
 def _row(kept: Sequence[Kept], ranks: Sequence[int], parents: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ A kernel of the family `sum` is called as `kernel(gram, weights, parameters)` an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,8 +21,9 @@ from typing import Any, Protocol
 import torch
 
 from adapterhub.lora.adapter import Adapter
-from adapterhub.lora.lowrank import stack
-from adapterhub.lora.rows import Factored, Rows, gram
+from adapterhub.lora.inner import gram, spread, stacked
+from adapterhub.lora.lowrank import Spectrum, total
+from adapterhub.lora.rows import Factored, Rows
 from adapterhub.merge.methods.combining import WeightedSum
 from adapterhub.merge.recipe import Step
 from adapterhub.merge.schedule import value_at
@@ -138,13 +140,11 @@ class SumStage:
     def _open(self, module: str) -> list[Rows | None]:
         return [stage.open(module) for stage in self._job.inputs]
 
-    def coefficients(self, module: str, inputs: Sequence[Rows | None]) -> list[float]:
-        """One an input, for `module`."""
-        matrix = self._whole
-        if matrix is None and self._needs_gram:
-            matrix = gram(inputs)
+    def coefficients(self, module: str, matrix: torch.Tensor | None = None) -> list[float]:
+        """One an input, for `module`; `matrix` is the inputs' Gram matrix there, for methods that need one."""
+        given = matrix if self._whole is None else self._whole
         found: list[float] = self._kernel(
-            matrix, self._job.weights(module), self._job.parameters_at(module)
+            given, self._job.weights(module), self._job.parameters_at(module)
         )
         return found
 
@@ -152,12 +152,14 @@ class SumStage:
         if module not in self.shapes:
             return None
         inputs = self._open(module)
-        pairs = zip(inputs, self.coefficients(module, inputs), strict=True)
-        there = [(delta, weight) for delta, weight in pairs if delta is not None]
-        factored = [(delta, weight) for delta, weight in there if isinstance(delta, Factored)]
-        if len(factored) == len(there):
-            return stack([delta for delta, _ in factored], [weight for _, weight in factored])
-        return WeightedSum([delta for delta, _ in there], [weight for _, weight in there])
+        there = [delta for delta in inputs if delta is not None]
+        stack = stacked(there)
+        matrix = None
+        if self._needs_gram and self._whole is None:
+            matrix = spread(stack.gram(), inputs) if stack else gram(inputs)
+        pairs = zip(inputs, self.coefficients(module, matrix), strict=True)
+        weights = [weight for delta, weight in pairs if delta is not None]
+        return total(stack, weights) if stack else WeightedSum(there, weights)
 
 
 class ElementwiseStage:
@@ -184,13 +186,23 @@ class CutStage:
 
     inner: Stage
     rank: int
-    best: Callable[[Rows, int], Factored]
+    best: Callable[[Rows, int], Spectrum]
     whole: Collection[str]
     _kept: dict[str, Factored] = field(default_factory=dict, compare=False, repr=False)
+    _energies: dict[str, tuple[float, float]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def shapes(self) -> Shapes:
         return self.inner.shapes
+
+    @property
+    def energy_kept(self) -> float:
+        """The share of the energy that is left, of all modules opened so far."""
+        before = math.fsum(before for before, _ in self._energies.values())
+        kept = math.fsum(kept for _, kept in self._energies.values())
+        return min(1.0, kept / before) if before > 0 else 1.0
 
     def open(self, module: str) -> Rows | None:
         if module in self._kept:
@@ -198,7 +210,9 @@ class CutStage:
         delta = self.inner.open(module)
         if delta is None or module in self.whole:
             return delta
-        return self._kept.setdefault(module, self.best(delta, self.rank))
+        found = self.best(delta, self.rank)
+        self._energies[module] = found.energy, float((found.values**2).sum())
+        return self._kept.setdefault(module, Factored(found.b, found.a))
 
 
 def make_stage(job: Job) -> Stage:

@@ -114,7 +114,7 @@ def adds_up(recipe: Recipe, stages: Mapping[str, Stage], names: Sequence[str]) -
     def whole(stage: Stage, name: str) -> bool:
         if not isinstance(stage, SumStage):
             return name in stage.shapes
-        weights = stage.coefficients(name, [])
+        weights = stage.coefficients(name)
         return abs(sum(weights) - 1) <= _ADDS_UP and all(
             whole(part, name)
             for part, weight in zip(stage.inputs, weights, strict=True)

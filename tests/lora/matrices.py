@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from adapterhub.lora.rows import Factored, Held, Rows
+
 
 @dataclass
 class Streamed:
@@ -62,3 +64,30 @@ def sparse(out: int, width: int, seed: int = 3) -> torch.Tensor:
 def _orthonormal(length: int, count: int, seed: int) -> torch.Tensor:
     found: torch.Tensor = torch.linalg.qr(normal(length, count, seed).double())[0]
     return found
+
+
+def factored(out: int, width: int, rank: int, seed: int = 0) -> Factored:
+    return Factored(normal(out, rank, seed), normal(rank, width, seed + 1))
+
+
+def exact(delta: Rows) -> torch.Tensor:
+    """Without the product's own products."""
+    if isinstance(delta, Factored):
+        return delta.b.double() @ delta.a.double()
+    return (delta.whole if isinstance(delta, Held) else delta.values).double()  # type: ignore[attr-defined]
+
+
+def size(delta: Rows) -> float:
+    """A norm that what cancels within factors counts in: that of the factors."""
+    if isinstance(delta, Factored):
+        return float(delta.b.double().norm() * delta.a.double().norm())
+    return float(exact(delta).norm())
+
+
+def kinds(out: int, width: int, rank: int, seed: int) -> list[Rows]:
+    """One of each kind of rows."""
+    return [
+        factored(out, width, rank, seed),
+        Held(normal(out, width, seed + 2)),
+        Streamed(normal(out, width, seed + 3)),
+    ]

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.errors import UnsupportedError, UsageError
-from adapterhub.lora.lowrank import stack
+from adapterhub.lora.inner import Stack
+from adapterhub.lora.lowrank import total
 from adapterhub.merge.recipe import make_recipe
 from adapterhub.merge.specs import MethodSpec, ParameterSpec, methods
 from adapterhub.store import Resolved, Store
@@ -314,7 +315,10 @@ def error(
 def test_nuslerp_is_straight_beyond_its_threshold_and_only_there() -> None:
     one, other = (pairs({"q": (20, 30)}, 3, seed)["q"] for seed in range(2))
     for turn in (1e-2, 1e-4, 1e-7):
-        parents = [{"q": one}, {"q": stack([one, other], [2.0, turn])}]
+        parents: list[Pairs] = [
+            {"q": one},
+            {"q": total(Stack([one, other]), [2.0, turn])},
+        ]
         for semantics in ("paper", "mergekit"):
             found = merged(parents, "nuslerp", weights=[0.3, 0.7], semantics=semantics)
             deltas = [dense(parent) for parent in parents]

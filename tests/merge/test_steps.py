@@ -153,6 +153,17 @@ def test_a_cut_by_rank_ends_where_it_says(cook: Cook) -> None:
     assert set(merged.report["modules"]) == set(merged.deltas)
 
 
+def test_what_a_step_cuts_off_is_told(cook: Cook) -> None:
+    text = f"steps:{STEPS['a cut before a trim']}"
+    first = "steps:\n  - {method: ties, adapters: [a, b], parameters: {density: 0.5}}"
+    deltas, _ = expected(cook, first)
+    before = sum(float((delta**2).sum()) for delta in deltas.values())
+    kept = sum(float((best(delta, 5) ** 2).sum()) for delta in deltas.values())
+    told = cook(text).report["steps"]
+    assert told == {"x": {"energy_kept": pytest.approx(kept / before, abs=1e-5)}}
+    assert "steps" not in cook("method: ties\nadapters: [a, b]").report
+
+
 def test_a_recipe_of_steps_is_exported_untruncated(
     cook: Cook, tiny_llama: Path, tmp_path: Path
 ) -> None:
