@@ -100,7 +100,7 @@ def merge(
     )  # fmt: skip
     name, base = name or its_name, base or its_base
     if dry_run:
-        _show_plan(ctx, parents, recipe)
+        _show_plan(ctx, parents, recipe, name, move=move, allow_mismatch=allow_mismatch)
         return
     require_extra("torch", "merge")
     from adapterhub.merge.run import merge as run_merge
@@ -127,16 +127,31 @@ def merge(
         ctx.out.record(_document(outcome, parents, recipe), ids=("digest",))
 
 
-def _show_plan(ctx: Context, parents: list[Resolved], recipe: Recipe) -> None:
-    """What `--dry-run` tells."""
+def _show_plan(
+    ctx: Context,
+    parents: list[Resolved],
+    recipe: Recipe,
+    name: str | None,
+    *,
+    move: bool,
+    allow_mismatch: bool,
+) -> None:
+    """What `--dry-run` tells; refused is what the merge would refuse before it opens the parents."""
+    from adapterhub.merge.naming import result_name
+    from adapterhub.same_base import shared_base
+
+    for remark in shared_base(ctx.store, parents, allow_mismatch=allow_mismatch).remarks:
+        ctx.out.warn(remark)
+    target = str(result_name(ctx.store, parents, recipe, name, move=move).name)
     document = recipe.document()
     if ctx.out.mode == "human":
         labels = {parent.digest: parent.label for parent in parents}
         said = {key: document[key] for key in _PLAN if document.get(key) is not None}
         rest = [(f"{key.replace('_', ' ')}  ", labels.get(v, str(v))) for key, v in said.items()]
-        _say(ctx, [*_steps(parents, recipe, {}), *rest])
+        _say(ctx, [("name    ", target), *_steps(parents, recipe, {}), *rest])
     else:
-        ctx.out.record({**document, "parents": [one.label for one in parents]}, ids=("method",))
+        labelled = {"name": target, **document, "parents": [one.label for one in parents]}
+        ctx.out.record(labelled, ids=("name",))
 
 
 def _say(ctx: Context, lines: Sequence[tuple[str, str]]) -> None:

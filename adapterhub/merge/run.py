@@ -12,25 +12,24 @@ from typing import Any
 
 import torch
 
-from adapterhub.errors import ConflictError
 from adapterhub.lora.adapter import Adapter, all_modules, opened
 from adapterhub.lora.memory import DEFAULT, Memory
 from adapterhub.lora.parallel import one_thread
 from adapterhub.manifest import AttestationType, Manifest
 from adapterhub.merge.device import find_device
-from adapterhub.merge.done import find_done, report_of, was_made_by
+from adapterhub.merge.done import find_done, report_of
 from adapterhub.merge.engine import Engine
+from adapterhub.merge.naming import result_name
 from adapterhub.merge.parents import Parents, opened_parents
 from adapterhub.merge.recipe import Recipe
 from adapterhub.merge.remarks import command_of, lost_parents, strangers
 from adapterhub.merge.result import parents_dtype, write_folder
 from adapterhub.merge.spool import Spool
 from adapterhub.merge.stages import Stage
-from adapterhub.names import Name, parse_name, slug
+from adapterhub.names import Name
 from adapterhub.runs import Run, running
 from adapterhub.same_base import SharedBase, shared_base
 from adapterhub.store import Added, Resolved, Store
-from adapterhub.words import short
 
 ProgressFactory = Callable[[str, float | None], AbstractContextManager[Any]]
 
@@ -63,25 +62,6 @@ class Resources:
 DEFAULTS = Resources()
 
 
-def default_name(parents: Sequence[Resolved], method: str) -> Name:
-    """A name made of the parents and the method, in their namespace if they share one."""
-    parts = [(parent.name.name if parent.name else short(parent.digest, 8)) for parent in parents]
-    namespaces = {parent.name.namespace if parent.name else "" for parent in parents}
-    namespace = namespaces.pop() if len(namespaces) == 1 else ""
-    return Name(namespace, slug("-".join([*parts, method])))
-
-
-def _free(store: Store, parents: Sequence[Resolved], recipe: Recipe) -> Name:
-    """The default name, or with a number where another merge has it: the second experiment needs no --name."""
-    plain = default_name(parents, recipe.method)
-    for number in range(1, 1000):
-        name = plain if number == 1 else replace(plain, name=f"{plain.name}-{number}")
-        there = store.refs.read(name)
-        if there is None or was_made_by(store, there, recipe, but=("base",)):
-            return name
-    return plain
-
-
 def merge(
     store: Store,
     parents: Sequence[Resolved],
@@ -103,13 +83,11 @@ def merge(
     different bases (unless allowed), UnsupportedError for what a merge of deltas would drop, ConflictError for a taken
     name. The store is then as it was.
     """
-    target = parse_name(name) if name is not None else _free(store, parents, recipe)
     shared = shared_base(store, parents, allow_mismatch=allow_mismatch)
     for remark in shared.remarks:
         warn(remark)
-    there = store.refs.read(target)
-    if there is not None and not move:
-        _require_same(store, target, there, recipe)
+    result = result_name(store, parents, recipe, name, move=move)
+    target = result.name
     record = {"name": str(target), **recipe.document()}
     added: Added | None = None
     why = command_of(recipe, {parent.digest: parent.label for parent in parents})
@@ -128,9 +106,9 @@ def merge(
             with opened_parents(
                 store, adapters, recipe, base, device, allow_mismatch=allow_mismatch
             ) as start:
-                if there is not None and not move and start.recipe.base is not None:
-                    _require_same(store, target, there, start.recipe, but=())
-                done = None if redo else find_done(store, start.recipe, preferred=there)
+                if not move and start.recipe.base is not None:
+                    result.require_same(store, start.recipe)
+                done = None if redo else find_done(store, start.recipe, preferred=result.there)
                 if done is not None:
                     return _tagged(store, target, done, start.recipe, move=move, why=why)
                 if start.base is not None:
@@ -226,20 +204,6 @@ def _scratch(run: Run) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _require_same(
-    store: Store, target: Name, there: str, recipe: Recipe, but: tuple[str, ...] = ("base",)
-) -> None:
-    """ConflictError where the name's adapter is not one that this recipe gave.
-
-    The base is left out at first: whether the recipe needs it is only known once the parents are open.
-    """
-    if not was_made_by(store, there, recipe, but=but):
-        raise ConflictError(
-            f"The name {target} is taken by another adapter ({short(there)}).",
-            hint=f"Choose another with --name, or move it: --move (the old one stays as @{short(there)})",
-        )
 
 
 def _tagged(

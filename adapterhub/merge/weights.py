@@ -86,7 +86,7 @@ class BaseWeights:
     files: dict[Path, TensorFile]
     device: torch.device
 
-    def rows(self, name: str, *, transposed: bool = False) -> StoredRows:
+    def rows(self, name: str, *, transposed: bool = False) -> Rows:
         """The tensor `name`. UnsupportedError where its values can't be taken as they are stored."""
         info = self.model.tensors[name]
         if info.dtype not in READABLE:

@@ -201,7 +201,8 @@ def test_numbers_of_a_parent_are_its_own_also_when_another_recipe_gave_the_same(
 
 def test_a_dry_run_says_the_recipe_and_changes_nothing(recipe: Path, store: Store) -> None:
     before = store.refs.all()
-    first, *rest = merged(recipe, "--dry-run").out.splitlines()
+    name, first, *rest = merged(recipe, "--dry-run").out.splitlines()
+    assert name.split() == ["name", merged(recipe, "--dry-run", "--json").json["name"]]
     assert first.startswith("step both  ties of tone (1), terms (by module); density 0.2, lambda 1")
     assert rest == ["method  linear of step both (0.8), style (0.2); normalize no", "rank  4"]
     document = merged(recipe, "--dry-run", "--json").json
@@ -209,6 +210,13 @@ def test_a_dry_run_says_the_recipe_and_changes_nothing(recipe: Path, store: Stor
     assert len(document["steps"]) == 2
     assert store.refs.all() == before
     assert not store.runs_dir.exists()
+
+
+def test_a_dry_run_refuses_what_the_merge_would_refuse(recipe: Path) -> None:
+    said = call("merge", "tone", "terms", "--name", "tone", "--dry-run")
+    assert said.code == ExitCode.FAILED
+    assert "The name tone is taken by another adapter" in said.err
+    assert "tone" in merged("tone", "terms", "--name", "tone", "--move", "--dry-run").out
 
 
 def test_the_name_that_was_typed_comes_before_the_recipes(recipe: Path) -> None:

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "fit": (["fit", "other", "--base", "{base}"], r"True|yes|true|other"),
     "methods": (["methods"], r"linear\n(\w+\n)+sce"),
     "methods of a name": (["methods", "ties"], r"ties"),
-    "merge --dry-run": (["merge", "other", "support/tone", "--dry-run"], r"linear"),
+    "merge --dry-run": (["merge", "other", "support/tone", "--dry-run"], r"other-tone-linear"),
     "merge": (["merge", "other", "support/tone", "--name", "merged"], r"sha256:[0-9a-f]{64}"),
     "diff": (["diff", "other", "support/tone"], r"-?[0-9.e-]+"),
 }
