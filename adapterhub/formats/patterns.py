@@ -10,7 +10,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from adapterhub.errors import FormatError
@@ -25,29 +25,55 @@ _PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _OTHERWISE = re.compile(r"\{(?!\d{0,9}(?:,\d{0,9})?\})|\[:\^?\w{0,20}:\]")
 
 
-def match_pattern(
-    patterns: Mapping[str, Any], module: str, clock: PatternClock | None = None
-) -> str | None:
-    """The first key that PEFT would apply to `module`: a regular expression that matches a dotted suffix of it.
+class Patterns:
+    """The keys of a rank_pattern or alpha_pattern, looked up by module.
 
-    Foreign expressions run with limits, since one crafted line could otherwise hang every command.
+    Each is a regular expression for a dotted suffix of the module's name, as PEFT takes it, and the first that matches
+    counts. Those without operators but the dot, which matches any character, are found by hashing: a configuration may
+    name ten thousand modules.
     """
-    clock = clock or PatternClock()
-    for key in patterns:
-        matches = (
-            _plain_match(key, module) if _PLAIN_PATTERN.match(key) else clock.matches(key, module)
-        )
-        if matches:
-            return key
-    return None
+
+    def __init__(self, keys: Iterable[str], clock: PatternClock) -> None:
+        self._keys = list(keys)
+        self._clock = clock
+        self._expressions: list[int] = []
+        self._plain: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        """The place of each plain key, by its length and by where its dots are."""
+        for place, key in enumerate(self._keys):
+            if _PLAIN_PATTERN.match(key):
+                self._plain.setdefault(len(key), {}).setdefault(_dots(key), {})[key] = place
+            else:
+                self._expressions.append(place)
+
+    def first(self, module: str) -> str | None:
+        """The first key that PEFT would apply to `module`. FormatError for an expression that is wrong or too slow."""
+        found = min(self._plain_matches(module), default=len(self._keys))
+        for place in self._expressions:
+            if place > found:
+                break
+            if self._clock.matches(self._keys[place], module):
+                return self._keys[place]
+        return self._keys[found] if found < len(self._keys) else None
+
+    def _plain_matches(self, module: str) -> Iterator[int]:
+        starts = [0, *(dot + 1 for dot in _dots(module))]
+        for suffix in (module[start:] for start in starts):
+            for dots, places in self._plain.get(len(suffix), {}).items():
+                letters = list(suffix)
+                for dot in dots:
+                    letters[dot] = "."
+                place = places.get("".join(letters))
+                if place is not None:
+                    yield place
 
 
-def _plain_match(key: str, module: str) -> bool:
-    """A key without operators but the dot, which matches any character, as in PEFT."""
-    start = len(module) - len(key)
-    if start < 0 or (start > 0 and module[start - 1] != "."):
-        return False
-    return all(k in (".", c) for k, c in zip(key, module[start:], strict=True))
+def _dots(text: str) -> tuple[int, ...]:
+    return tuple(place for place, letter in enumerate(text) if letter == ".")
+
+
+def match_pattern(patterns: Iterable[str], module: str) -> str | None:
+    """The first key that PEFT would apply to `module`; for many modules, keep a Patterns."""
+    return Patterns(patterns, PatternClock()).first(module)
 
 
 class PatternClock:

@@ -11,12 +11,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adapterhub.canonical import read_object
 from adapterhub.errors import FormatError
-from adapterhub.formats.patterns import PatternClock, match_pattern
+from adapterhub.formats.patterns import PatternClock, Patterns
 from adapterhub.manifest import BaseClaim, is_commit, is_unicode
 
 CONFIG_NAME = "adapter_config.json"
@@ -61,18 +62,23 @@ class PeftConfig:
     """Empty where targets are given as a regular expression or a preset."""
     variants: tuple[str, ...] = ()
     """What makes this more than plain LoRA, in words."""
-    clock: PatternClock = field(default_factory=PatternClock, compare=False, repr=False)
 
     def module_rank(self, module: str) -> int:
         """The rank PEFT gives `module`."""
-        key = match_pattern(self.rank_pattern, module, self.clock)
+        key = self._patterns[0].first(module)
         return self.rank if key is None else self.rank_pattern[key]
 
     def module_scaling(self, module: str, rank: int) -> float:
         """alpha/r, or alpha/sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
-        key = match_pattern(self.alpha_pattern, module, self.clock)
+        key = self._patterns[1].first(module)
         alpha = self.alpha if key is None else self.alpha_pattern[key]
         return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
+
+    @cached_property
+    def _patterns(self) -> tuple[Patterns, Patterns]:
+        """Of ranks and of alphas; together they have one clock's time."""
+        clock = PatternClock()
+        return Patterns(self.rank_pattern, clock), Patterns(self.alpha_pattern, clock)
 
 
 def read_config(path: Path) -> tuple[PeftConfig, dict[str, Any]]:

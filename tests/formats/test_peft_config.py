@@ -256,8 +256,28 @@ def test_patterns_apply_to_the_modules_peft_applies_them_to(keys: list[str], mod
     from peft.utils.other import get_pattern_key
 
     theirs = get_pattern_key(keys, module)
-    ours = match_pattern(dict.fromkeys(keys, 1), module)
+    ours = match_pattern(keys, module)
     assert (module if ours is None else ours) == theirs
+
+
+letters = st.text("ab.", min_size=1, max_size=5)
+
+
+@given(st.lists(letters | st.just("a|b"), unique=True, max_size=6), letters)
+def test_a_dot_in_a_name_matches_anything_as_in_peft(keys: list[str], module: str) -> None:
+    from peft.utils.other import get_pattern_key
+
+    ours = match_pattern(keys, module)
+    assert (module if ours is None else ours) == get_pattern_key(keys, module)
+
+
+def test_thousands_of_names_are_found_by_hashing() -> None:
+    """As many as a merge of experts writes: each against each would be 80 million expressions."""
+    modules = [f"model.layers.{layer}.experts.{n}.w1" for layer in range(90) for n in range(100)]
+    ranks = {module: 1 + place % 7 for place, module in enumerate(modules)}
+    found = parse_config(config(rank_pattern=ranks, r=64))
+    assert [found.module_rank(module) for module in modules] == list(ranks.values())
+    assert found.module_rank("model.layers.0.experts.0.w2") == 64
 
 
 HOSTILE = {
@@ -317,7 +337,7 @@ def test_a_foreign_pattern_takes_bounded_time_and_memory(attack: str) -> None:
 @pytest.mark.parametrize("pattern", ["[", "(", "*", "(?P<a>x", "x{2,1}"])
 def test_a_pattern_that_is_no_expression_is_refused_naming_it(pattern: str) -> None:
     with pytest.raises(FormatError) as caught:
-        match_pattern({pattern: 4}, MODULE)
+        match_pattern([pattern], MODULE)
     assert pattern in caught.value.what.replace("\\\\", "\\")
     with pytest.raises(re.error):
         re.compile(rf"(.*\.)?({pattern})$")
