@@ -271,7 +271,7 @@ def test_a_dot_in_a_name_matches_anything_as_in_peft(keys: list[str], module: st
     assert (module if ours is None else ours) == get_pattern_key(keys, module)
 
 
-def test_thousands_of_names_are_found_by_hashing() -> None:
+def test_thousands_of_names_are_told_apart() -> None:
     """As many as a merge of experts writes: each against each would be 80 million expressions."""
     modules = [f"model.layers.{layer}.experts.{n}.w1" for layer in range(90) for n in range(100)]
     ranks = {module: 1 + place % 7 for place, module in enumerate(modules)}
