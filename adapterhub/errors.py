@@ -8,6 +8,7 @@ Anything else that reaches the command line is a bug and is reported as one.
     ├── NotFoundError                   4   a name, digest, base or file that isn't there
     ├── ConflictError                   1   a name or folder that is taken already
     ├── FormatError                     1   a file that isn't what it claims to be
+    ├── VerificationError               1   what was written isn't what was meant; it is not kept
     ├── UnsupportedError                1   a sound adapter of a kind this operation can't honour
     ├── IncompatibleError               5   an adapter and a base (or two adapters) that don't belong together
     ├── StoreDamagedError               6   the store doesn't hold what it recorded
@@ -85,6 +86,10 @@ class ConflictError(AdapterHubError):
 
 class FormatError(AdapterHubError):
     """A file that is broken, hostile, or not of the format it claims."""
+
+
+class VerificationError(AdapterHubError):
+    """A result that was computed a second time and came out otherwise. It doesn't appear under its name."""
 
 
 class UnsupportedError(AdapterHubError):

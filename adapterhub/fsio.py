@@ -238,14 +238,28 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     `overwrite`, or empty) is set aside first, and removed once the new one is in place. On any failure or Ctrl-C the
     new one is removed and the old one is back.
     """
-    # An empty folder behind a link is filled; with `overwrite` the link itself is replaced, not what it leads to.
-    target = target.absolute() if overwrite else target.resolve()
+    target = place_of(target, overwrite=overwrite)
     make_directory(target.parent)
     building = target.parent / temporary_name(f".{target.name}")
-    old = target.parent / temporary_name(f".{target.name}.old")
     try:
         building.mkdir()
         yield building
+        put_in_place(building, target, overwrite=overwrite)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def place_of(target: Path, *, overwrite: bool) -> Path:
+    """Where a new folder called `target` lies. An empty folder behind a link is filled; with `overwrite` the link itself
+    is replaced, not what it leads to."""
+    return target.absolute() if overwrite else target.resolve()
+
+
+def put_in_place(building: Path, target: Path, *, overwrite: bool) -> None:
+    """Renames a filled folder to its final name, durably. What was there is back on any failure, else removed."""
+    old = target.parent / temporary_name(f".{target.name}.old")
+    try:
         for root, _, files in os.walk(building):
             for name in files:
                 _flush(Path(root) / name)
@@ -255,7 +269,6 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         os.rename(building, target)  # replaces an empty folder, and fails on any other
         fsync_directory(target.parent)
     except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
         if os.path.lexists(old) and not os.path.lexists(target):
             os.rename(old, target)
         remove(old)

@@ -28,10 +28,18 @@ class StoreSettings(msgspec.Struct, forbid_unknown_fields=True):
     """How many earlier adapters of every tag are kept for `rollback`, however old."""
 
 
+class ToolSettings(msgspec.Struct, forbid_unknown_fields=True):
+    """Environments of other programs."""
+
+    quantize: str | None = None
+    """The folder of llm-compressor's virtual environment; tools/quantize in the home where nothing is said."""
+
+
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """Everything in config.toml."""
 
     store: StoreSettings = msgspec.field(default_factory=StoreSettings)
+    tools: ToolSettings = msgspec.field(default_factory=ToolSettings)
 
 
 def read_settings(path: Path) -> Settings:

@@ -22,6 +22,8 @@ def in_a_line(attestation: Attestation) -> str:
             return f"{body.get('event', 'recorded')}{f'; its author names the base {claimed}' if claimed else ''}"
         case "base", _:
             return f"{short(str(body.get('fingerprint')))} {body.get('repo') or ''} ({body.get('how', 'recorded')})"
+        case "eval", "exported":
+            return _exported(body)
         case "eval", _:
             return _evaluated(body)
         case "template", _:
@@ -70,6 +72,13 @@ def _evaluated(body: Mapping[str, Any]) -> str:
         f"perplexity {_number(result.get('perplexity'))}{than} on {result.get('rows')} rows of"
         f" {short(str(data.get('digest')))}"
     )
+
+
+def _exported(body: Mapping[str, Any]) -> str:
+    result, base = _inner(body, "result"), _inner(body, "base")
+    loss, weights = _inner(result, "bake_loss").get("total"), _inner(result, "weights")
+    of = base.get("repo") or short(str(base.get("fingerprint")))
+    return f"exported into {of}: {_number(loss)} of the delta lost by rounding to {weights.get('dtype')}"
 
 
 def _number(value: object) -> str:

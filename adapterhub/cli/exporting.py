@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +24,15 @@ from adapterhub.cli.parameters import (
     resources_of,
     with_parameters,
 )
+from adapterhub.errors import UsageError
+from adapterhub.fsio import typed_path
 from adapterhub.words import human_size
+
+if TYPE_CHECKING:
+    from adapterhub.export.run import Exported
+
+
+_FORM, _SAFETY = "What is written", "Safety"
 
 
 @command
@@ -42,11 +52,73 @@ def export(
     weights: Weights = None,
     semantics: Semantics = None,
     seed: Seed = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=_SAFETY, help="Replace the folder.")
+    ] = False,
+    base_view: Annotated[
+        str | None,
+        typer.Option(
+            "--base-view",
+            metavar="VIEW",
+            rich_help_panel=_FORM,
+            help="original (default): add to the base's weights as they are, which is what `eval` and `serve` do."
+            " trained: to those that a QLoRA adapter was trained on, in 4 bits and dequantised. nf4 or fp4: the same,"
+            " where the adapter doesn't say it.",
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            rich_help_panel=_FORM,
+            help="nf4: a bitsandbytes checkpoint. gptq or awq: by llm-compressor, which needs rows to calibrate with.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_FORM,
+            help="Rows for gptq and awq, in a format of training data.",
+        ),
+    ] = None,
+    calibration_rows: Annotated[
+        int,
+        typer.Option(
+            "--calibration-rows",
+            min=1,
+            metavar="N",
+            rich_help_panel=_FORM,
+            help="At most so many of them.",
+        ),
+    ] = 128,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", rich_help_panel=_SAFETY, help="Go on with an export that was cut short."
+        ),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            rich_help_panel=_SAFETY,
+            help="Read the weights again, compare them with a second computation, and tell what rounding lost; up to 1B"
+            " parameters compare the logits with PEFT's too. Nothing is kept where it fails.",
+        ),
+    ] = True,
+    verify_all: Annotated[
+        bool,
+        typer.Option(
+            "--verify-all",
+            rich_help_panel=_SAFETY,
+            help="Every row and the logits, however large the model.",
+        ),
+    ] = False,
     parameters: dict[str, Any],
     allow_mismatch: AllowMismatch = False,
     workers: Workers = None,
-    memory: MemoryBudget = "512MB",
+    memory: MemoryBudget = "256MB",
     device: Device = "cpu",
 ) -> None:
     """Write base + adapter as a full model; several adapters are merged on the way, untruncated."""
@@ -54,17 +126,24 @@ def export(
         ctx, names, parameters, method=method, weights=weights, semantics=semantics, seed=seed
     )
     base = base or its_base
+    if verify_all and not verify:
+        raise UsageError(
+            "--verify-all and --no-verify contradict each other.", hint="Leave one of them out."
+        )
     require_extra("torch", "merge")
-    from adapterhub.export.run import export as run_export
+    from adapterhub.export.checked import in_words
 
-    done = run_export(
+    done = _exporting(quantize, calibration, calibration_rows, resume)(
         ctx.store,
         parents,
         recipe,
         output,
         base=base,
+        base_view=base_view,
         progress=ctx.out.progress,
+        transfer=ctx.out.transfer,
         overwrite=overwrite,
+        verify="all" if verify_all else "sized" if verify else "none",
         allow_mismatch=allow_mismatch,
         resources=resources_of(workers, memory, device),
         warn=ctx.out.warn,
@@ -77,6 +156,44 @@ def export(
             "changed": f"{done.tensors_changed} of {done.tensors_total} tensors",
             "size": human_size(done.size),
             "untied": done.untied,
+            "base_view": done.view.record(),
+            "quantized": done.quantized,
+            "verified": done.verified if ctx.out.mode == "json" else in_words(done.verified),
         },
         ids=("folder",),
     )
+
+
+def _exporting(
+    quantize: str | None, calibration: Path | None, rows: int, resume: bool
+) -> Callable[..., Exported]:
+    """What exports in the form asked for."""
+    from adapterhub.export.quantize.calibrated import METHODS
+    from adapterhub.export.run import export as run_export
+
+    if quantize is None or quantize == "nf4":
+        if calibration is not None:
+            raise UsageError(
+                "--calibration is for --quantize gptq and awq.",
+                why="Nothing else looks at rows.",
+                hint="Leave it out.",
+            )
+        return partial(run_export, quantize=None if quantize is None else "nf4", resume=resume)
+    method = METHODS.get(quantize)
+    if method is None:
+        raise UsageError(
+            f"'{quantize}' is no way to quantise.", hint="Use --quantize nf4, gptq or awq."
+        )
+    if calibration is None:
+        raise UsageError(
+            f"--quantize {method} needs rows to calibrate with.",
+            hint="Name a file of training data: --calibration rows.jsonl",
+        )
+    if resume:
+        raise UsageError(
+            f"--quantize {method} can't be resumed.", hint="Leave out --resume: it begins anew."
+        )
+    from adapterhub.export.quantize.run import Rows, export_calibrated
+
+    source = Rows(typed_path(str(calibration)), None, rows)
+    return partial(export_calibrated, method=method, rows=source)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Literal, Protocol
 
 from adapterhub.errors import AdapterHubError, UsageError
+from adapterhub.words import human_size
 
 Mode = Literal["human", "json", "quiet"]
 _NONE = type(None)
@@ -171,6 +172,15 @@ class Output:
         else:
             yield _Lines(self, description)
 
+    @contextmanager
+    def transfer(self, description: str, total: float | None = None) -> Iterator[Progress]:
+        """As `progress`, in bytes: with how many a second, and the time left."""
+        if self.mode == "human" and self._stderr.isatty():
+            with _bar(self._console(self._stderr), description, total, transfer=True) as bar:
+                yield bar
+        else:
+            yield _Bytes(self, description, total)
+
     def confirm(self, question: str, *, yes: bool, flag: str = "--yes") -> None:
         """Asks before something is destroyed; off a terminal refuses unless `yes`, naming the flag."""
         if yes:
@@ -316,10 +326,32 @@ class _Lines:
         if time.monotonic() - self._last >= self._SECONDS:
             self._last = time.monotonic()
             extra = "".join(f"  {key} {_shown(value)}" for key, value in status.items())
-            self._out.note(f"{self._description}: {self._done:g}{extra}")
+            self._out.note(self._said(extra))
 
     def update(self, text: str) -> None:
         self._description = text
+
+    def _said(self, extra: str) -> str:
+        return f"{self._description}: {self._done:g}{extra}"
+
+
+class _Bytes(_Lines):
+    """As `_Lines`, in bytes."""
+
+    def __init__(self, out: Output, description: str, total: float | None) -> None:
+        super().__init__(out, description)
+        self._total = total
+        self._began = self._last
+
+    def _said(self, extra: str) -> str:
+        speed = self._done / max(1e-9, time.monotonic() - self._began)
+        text = human_size(self._done)
+        if self._total is not None:
+            text += f" of {human_size(self._total)}"
+        text += f", {human_size(speed)}/s"
+        if self._total is not None and speed > 0:
+            text += f", {max(0.0, self._total - self._done) / speed:.0f} s left"
+        return f"{self._description}: {text}{extra}"
 
 
 class _Bar:
@@ -336,11 +368,26 @@ class _Bar:
 
 
 @contextmanager
-def _bar(console: Any, description: str, total: float | None) -> Iterator[_Bar]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+def _bar(
+    console: Any, description: str, total: float | None, *, transfer: bool = False
+) -> Iterator[_Bar]:
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
     from rich.progress import Progress as RichProgress
 
-    counted = (MofNCompleteColumn(),) if total is not None else ()
+    counted: tuple[ProgressColumn, ...] = ()
+    if transfer:
+        counted = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    elif total is not None:
+        counted = (MofNCompleteColumn(),)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

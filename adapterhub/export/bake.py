@@ -1,123 +1,165 @@
-"""Writing the merged model: each shard has the layout of its base shard, each changed weight is rounded once.
+"""Writing the merged model: shards, what lies beside them, the index and a record, as one folder that appears whole.
 
-Untouched tensors are copied as bytes. A changed one is read, widened to float32, its delta added, and rounded to the
-base's dtype: one tensor in memory at a time. The folder appears under its final name whole or not at all.
+Each shard has the layout of its base shard; untouched tensors are copied as bytes, changed ones are widened to float32,
+added to, and rounded once.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
-import torch
+from adapterhub.base import INDEX_NAME, SINGLE_NAME
+from adapterhub.canonical import canonical_bytes, digest_of
+from adapterhub.errors import VerificationError
+from adapterhub.export.card import CARD_NAME, model_card
+from adapterhub.export.layout import Shard, require_true_index, weight_map
+from adapterhub.export.partial import Partial, building, digest_of_file
+from adapterhub.export.plan import ExportPlan
+from adapterhub.export.stream import Budget, write_shards
+from adapterhub.lora.rows import Rows
 
-from adapterhub.base import HEAD_NAME, INDEX_NAME, BaseModel
-from adapterhub.errors import FormatError
-from adapterhub.export.plan import ExportPlan, Target
-from adapterhub.formats.safetensors import TensorFile, TensorInfo, encode_header
-from adapterhub.fsio import CHUNK, disk_errors, new_folder
-from adapterhub.lora.rows import Rows, blocks
-
-_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Other serialisations of the weights would be the unmerged ones: never copied.
-_FOREIGN_WEIGHTS = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack"}
-)
 RECORD_NAME = "adapterhub.json"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who wants to know: of bytes written, of every finished shard (name, whether it was there before), and warnings."""
+
+    advance: Callable[[int], None] = lambda _: None
+    finished: Callable[[str, bool], None] = lambda _, __: None
+    warn: Callable[[str], None] = lambda _: None
+
+
+class Writer(Protocol):
+    """Writes shards, as `stream.write_shards` does."""
+
+    def __call__(
+        self,
+        shards: Sequence[Shard],
+        folder: Path,
+        delta_of: Callable[[str], Rows],
+        *,
+        budget: Budget,
+        finished: Callable[[Shard, Path, bool], None],
+        advance: Callable[[int], None],
+    ) -> None: ...
 
 
 def bake(
     plan: ExportPlan,
+    shards: Sequence[Shard],
     delta_of: Callable[[str], Rows],
     folder: Path,
     *,
+    files: Mapping[str, Path],
     record: Mapping[str, Any],
+    budget: Budget,
     overwrite: bool = False,
-    advance: Callable[[int], None] = lambda _: None,
+    resume: bool = False,
+    write: Writer = write_shards,
+    configuration: Mapping[str, Any] | None = None,
+    listener: Listener = Listener(),
+    check: Callable[[Path], Mapping[str, Any]] = lambda _: {},
 ) -> None:
-    """Writes the model into `folder`.
+    """Writes the model into `folder`; `adapterhub.export.partial` tells what a failure leaves.
 
     Args:
+        shards: the layouts of the plan.
         delta_of: gives the delta of a module in the plan, as (out, in) rows.
+        files: what comes along unchanged, by its name in the model.
         record: what was exported, written beside the model as adapterhub.json.
-        advance: called with the bytes of every tensor written.
+        check: looks at the whole model before it gets its name, and gives what is added to the record. Where it raises
+            VerificationError nothing is kept.
+        configuration: keys of config.json that are other than the base's.
     """
-    with new_folder(folder, overwrite=overwrite) as building, disk_errors(folder):
-        for shard in plan.base.shards:
-            with TensorFile(shard) as source:
-                _write_shard(building / shard.name, source, plan, delta_of, advance)
-        _copy_beside(plan, building)
-        (building / RECORD_NAME).write_text(json.dumps(dict(record), indent=2, default=str) + "\n")
-
-
-def _write_shard(
-    path: Path,
-    source: TensorFile,
-    plan: ExportPlan,
-    delta_of: Callable[[str], Rows],
-    advance: Callable[[int], None],
-) -> None:
-    order = [
-        (info.name, info) for info in sorted(source.infos.values(), key=lambda info: info.start)
-    ]
-    twin = source.infos.get(plan.base.embedding or "")
-    if plan.untied and HEAD_NAME not in plan.base.tensors and twin is not None:
-        order.append((HEAD_NAME, twin))
-    with path.open("xb") as file:
-        rows = [(name, info.dtype, info.shape, info.end - info.start) for name, info in order]
-        file.write(encode_header(rows, source.metadata))
-        for name, info in order:
-            if (target := plan.targets.get(name)) is not None:
-                _write_changed(file, source, info, target, delta_of(target.module))
-            else:
-                raw = source.raw(info.name)
-                for first in range(0, len(raw), CHUNK):
-                    file.write(raw[first : first + CHUNK])
-            advance(info.end - info.start)
-
-
-def _write_changed(
-    file: IO[bytes], source: TensorFile, info: TensorInfo, target: Target, delta: Rows
-) -> None:
-    dtype = _TORCH[info.dtype]
-    stored = torch.frombuffer(bytearray(source.raw(info.name)), dtype=dtype).reshape(info.shape)
-    weight = stored.float()  # accumulate in float32 ...
-    view = weight.T if target.transposed else weight  # (out, in)
-    for first, block in blocks(delta):
-        view[first : first + block.shape[0]] += block
-    rounded = weight.to(dtype)  # ... and round once
-    if not torch.isfinite(rounded).all():
-        raise FormatError(
-            f"The merged weight {info.name} doesn't fit into {info.dtype}.",
-            why="It overflows, or the base itself holds NaN or infinity.",
-            hint="Export into a float32 or bfloat16 copy of the base.",
+    index = _index(plan, shards)
+    with building(
+        folder,
+        _identity(record, shards),
+        shards=len(shards),
+        overwrite=overwrite,
+        resume=resume,
+        workers=budget.workers,
+        warn=listener.warn,
+    ) as partial:
+        for name, size in partial.kept.items():
+            listener.finished(name, True)
+            listener.advance(size)
+        write(
+            [shard for shard in shards if shard.name not in partial.kept],
+            partial.model,
+            delta_of,
+            budget=budget,
+            finished=_noting(partial, listener),
+            advance=listener.advance,
         )
-    file.write(rounded.contiguous().flatten().view(torch.uint8).numpy().data)
+        _copy_beside(plan, files, partial.model, configuration or {})
+        if index is not None:
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (partial.model / INDEX_NAME).write_text(text)
+        try:
+            record = {**record, **check(partial.model)}
+        except VerificationError:
+            shutil.rmtree(partial.model)  # shards that are wrong are no start for a --resume
+            raise
+        text = json.dumps(dict(record), indent=2, default=str) + "\n"
+        (partial.model / RECORD_NAME).write_text(text)
+        (partial.model / CARD_NAME).write_text(model_card(record, plan.base.path))
 
 
-def _copy_beside(plan: ExportPlan, building: Path) -> None:
-    """Configuration, tokenizer, template and whatever else lies beside the weights, and the index."""
-    base: BaseModel = plan.base
-    for path in sorted(base.path.iterdir()):
-        if (
-            path.is_file()
-            and path.suffix not in _FOREIGN_WEIGHTS
-            and not path.name.endswith(".index.json")
-        ):
-            shutil.copyfile(path, building / path.name)
-    if plan.untied:
-        config = dict(base.config)
-        config["tie_word_embeddings"] = False
-        inner = config.get("text_config")
-        if isinstance(inner, dict) and "tie_word_embeddings" in inner:
-            config["text_config"] = {**inner, "tie_word_embeddings": False}
+def _noting(partial: Partial, listener: Listener) -> Callable[[Shard, Path, bool], None]:
+    def finished(shard: Shard, path: Path, more: bool) -> None:
+        if more:  # else the whole export ends now: noting it would take longer than it could save
+            partial.note(shard.name, shard.size, digest_of_file(path))
+        listener.finished(shard.name, False)
+
+    return finished
+
+
+def _identity(record: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+    """What makes two exports the same, bit for bit."""
+    layout = {
+        shard.name: [digest_of(shard.header), [[p.start, p.size] for p in shard.pieces]]
+        for shard in shards
+    }
+    found = {
+        "base": record["base"]["fingerprint"],
+        "adapters": [adapter["digest"] for adapter in record["adapters"]],
+        "recipe": record["recipe"],
+        "versions": record["engine"],
+        "base_view": record.get("base_view"),
+        "quantize": record.get("quantize"),
+        "layout": digest_of(canonical_bytes(layout)),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def _index(plan: ExportPlan, shards: Sequence[Shard]) -> dict[str, Any] | None:
+    """The index to write; None where the base needs none. FormatError where the base's own leads astray."""
+    path = plan.base.path / INDEX_NAME
+    if (plan.base.path / SINGLE_NAME).is_file() or not path.is_file():
+        return None
+    index: dict[str, Any] = json.loads(path.read_bytes())
+    require_true_index(index.get("weight_map", {}), plan)
+    found = weight_map(shards)
+    if found.keys() != plan.base.tensors.keys():
+        index.setdefault("metadata", {})["total_size"] = sum(
+            tensor.size for shard in shards for tensor in shard.tensors
+        )
+    return {**index, "weight_map": found}
+
+
+def _copy_beside(
+    plan: ExportPlan, files: Mapping[str, Path], building: Path, configuration: Mapping[str, Any]
+) -> None:
+    for name, path in files.items():
+        shutil.copyfile(path, building / name)
+    config = {**plan.base.config, **plan.configuration, **configuration}
+    if config != plan.base.config:
         (building / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if (base.path / INDEX_NAME).is_file():
-        index = json.loads((base.path / INDEX_NAME).read_bytes())
-        if plan.untied and HEAD_NAME not in base.tensors and base.embedding is not None:
-            index["weight_map"][HEAD_NAME] = index["weight_map"][base.embedding]
-            index.setdefault("metadata", {})["total_size"] = plan.size
-        (building / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

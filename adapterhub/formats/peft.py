@@ -183,10 +183,13 @@ def read_facts(config_path: Path, weights: TensorFile) -> AdapterFacts:
     for name, info in weights.infos.items():
         key = parse_key(name)
         standard &= key.peft == name
-        if key.canonical in keys:
+        if (other := keys.get(key.canonical)) is not None:
+            if key.role == "full" and _alike(weights, info, other):
+                parts.twice.append(key.canonical)
+                continue
             raise FormatError(
                 f"Two tensors are both {key.canonical}.",
-                why=f"{keys[key.canonical].name!r} and {name!r}.",
+                why=f"{other.name!r} and {name!r}.",
             )
         keys[key.canonical] = info
         _sort_in(key, info, roles, parts, config)
@@ -238,8 +241,12 @@ def scan_values(facts: AdapterFacts, weights: TensorFile) -> tuple[str, list[str
     """
     rows = []
     silent: dict[str, set[str]] = {}
+    once: set[str] = set()
     for name, info in weights.infos.items():
         key = parse_key(name)
+        if key.canonical in once:
+            continue
+        once.add(key.canonical)
         finite, any_value = weights.scan(name)
         if not finite:
             raise FormatError(
@@ -267,6 +274,8 @@ def scan_values(facts: AdapterFacts, weights: TensorFile) -> tuple[str, list[str
 @dataclass
 class _Parts:
     saved: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+    """Whole weights that PEFT saved under two names: it does so where `modules_to_save` names a head of new words."""
     biases: list[str] = field(default_factory=list)
     magnitudes: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
@@ -290,6 +299,14 @@ def _sort_in(
         parts.saved.append(key.canonical)
     else:
         parts.other.append(key.canonical)
+
+
+def _alike(weights: TensorFile, one: TensorInfo, other: TensorInfo) -> bool:
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and weights.raw(one.name) == weights.raw(other.name)
+    )
 
 
 def _set_aside_odd_shapes(roles: dict[tuple[str, str], TensorInfo], parts: _Parts) -> None:
@@ -348,6 +365,8 @@ def _notes(config: PeftConfig, modules: Mapping[str, LoraModule], parts: _Parts)
     ]
     if missing:
         notes.append(f"the configuration targets {some(missing)}, but no tensor belongs to them")
+    if parts.twice:
+        notes.append(f"it holds {some(parts.twice)} twice, with equal values")
     if parts.saved and not config.modules_to_save:
         notes.append(
             f"it holds whole weights ({some(parts.saved)}) although modules_to_save names none"

@@ -12,6 +12,7 @@ from adapterhub.base import BaseModel, Verdict
 from adapterhub.errors import FormatError, IncompatibleError, NotFoundError, UnsupportedError
 from adapterhub.formats.keys import parse_key
 from adapterhub.formats.peft import require_plain
+from adapterhub.formats.safetensors import TensorInfo
 from adapterhub.lora.adapter import Adapter
 from adapterhub.lora.rows import Factored, Rows
 from adapterhub.merge.recipe import Recipe
@@ -64,29 +65,62 @@ def opened_parents(
     """
     _require_honoured(adapters, recipe)
     doras = [adapter for adapter in adapters if adapter.facts.kind == "dora"]
-    kept = None if recipe.saved_from is None else kept_from(adapters, recipe.saved_from, device)
-    whole = all_whole(adapters) if kept is None else {}
-    stages = parent_stages(adapters, device, None, whole=whole)
-    if not doras and adds_up(recipe, stages, list(whole)):
+    kept, whole, by_value = _whole(adapters, recipe, device)
+    if not doras and by_value:
         overridden: tuple[str, ...] = ()
         if base is not None:
             model = store.base_for(adapters[0].resolved, base)
             _, overridden = _fitting(store, adapters, model, allow_mismatch)
+        stages = parent_stages(adapters, device, None, whole=whole)
         yield Parents(recipe, stages, as_they_are(whole) if kept is None else kept, overridden)
         return
     model = _base_of(store, adapters, base, list(whole))
     verdicts, overridden = _fitting(store, adapters, model, allow_mismatch)
-    dora = {one.resolved.digest: verdicts[one.resolved.digest] for one in doras}
     with opened_base(model, device) as weights:
-        stages = parent_stages(adapters, device, weights, whole=whole, dora=dora)
-        lone = [name for name in whole if weights.counterpart(name) is None]
-        if not adds_up(recipe, stages, lone):
-            why = f"{model.label} has no such weights to compare with."
-            raise cannot_sum(lone, why, base=False)
-        require_one_form(recipe, adapters, stages, list(whole))
+        stages, tensors = stages_on(adapters, recipe, weights, verdicts)
         done = replace(recipe, base=model.fingerprint)
-        tensors = on_base(whole, weights) if kept is None else kept
         yield Parents(done, stages, tensors, overridden, model)
+
+
+def stages_on(
+    adapters: Sequence[Adapter],
+    recipe: Recipe,
+    weights: BaseWeights,
+    verdicts: Mapping[str, Verdict],
+) -> tuple[dict[str, Stage], Mapping[str, WholeTensor]]:
+    """The parents' stages with their base at hand, and the result's whole tensors: sums of values where those do.
+
+    Args:
+        verdicts: by digest, where the modules of each adapter lie in the base.
+    """
+    kept, whole, by_value = _whole(adapters, recipe, weights.device)
+    dora = {
+        one.resolved.digest: verdicts[one.resolved.digest]
+        for one in adapters
+        if one.facts.kind == "dora"
+    }
+    stages = parent_stages(
+        adapters, weights.device, weights, whole=whole, values=by_value, dora=dora
+    )
+    if kept is not None or by_value:
+        return stages, as_they_are(whole) if kept is None else kept
+    lone = [name for name in whole if weights.counterpart(name) is None]
+    if not adds_up(recipe, stages, lone):
+        why = f"{weights.model.label} has no such weights to compare with."
+        raise cannot_sum(lone, why, base=False)
+    require_one_form(recipe, adapters, stages, list(whole))
+    return stages, on_base(whole, weights)
+
+
+def _whole(
+    adapters: Sequence[Adapter], recipe: Recipe, device: torch.device
+) -> tuple[dict[str, WholeTensor] | None, dict[str, TensorInfo], bool]:
+    """(the whole tensors of the one adapter they are taken from, else those to merge, whether their values are summed)."""
+    if recipe.saved_from is not None:
+        return kept_from(adapters, recipe.saved_from, device), {}, True
+    whole = all_whole(adapters)
+    stages = parent_stages(adapters, device, None, whole=whole)
+    return None, whole, adds_up(recipe, stages, list(whole))
 
 
 def _require_honoured(adapters: Sequence[Adapter], recipe: Recipe) -> None:
@@ -163,20 +197,22 @@ def parent_stages(
     base: BaseWeights | None,
     *,
     whole: Collection[str] = (),
+    values: bool = False,
     dora: Mapping[str, Verdict] | None = None,
 ) -> dict[str, Stage]:
     """A stage for every adapter, by digest.
 
     Args:
-        base: what whole tensors are taken against; without it, their values themselves.
+        base: what whole tensors are taken against; without it, or with `values`, they are their values themselves.
         whole: the names of the whole tensors that take part.
         dora: by digest, where the modules of each DoRA adapter lie in `base`.
     """
     found: dict[str, Stage] = {}
+    against = None if values else base
     for adapter in adapters:
         tensors = whole_tensors(adapter) if whole else {}
         readers = {
-            name: (matrix_shape(info.shape), whole_reader(adapter, name, info, base, device))
+            name: (matrix_shape(info.shape), whole_reader(adapter, name, info, against, device))
             for name, info in tensors.items()
         }
         verdict = (dora or {}).get(adapter.resolved.digest)

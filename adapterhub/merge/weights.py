@@ -99,10 +99,15 @@ class BaseWeights:
 
     def counterpart(self, saved: str) -> str | None:
         """The tensor that a whole trained tensor takes the place of; None where there is none."""
-        module, _, leaf = saved.rpartition(".")
-        weight = find_weight(self.model, module)
-        name = None if weight is None else f"{weight.removesuffix('.weight')}.{leaf}"
-        return name if name in self.model.tensors else None
+        return counterpart(self.model, saved)
+
+
+def counterpart(base: BaseModel, saved: str) -> str | None:
+    """The tensor of `base` that a whole trained tensor takes the place of; None where there is none."""
+    module, _, leaf = saved.rpartition(".")
+    weight = find_weight(base, module)
+    name = None if weight is None else f"{weight.removesuffix('.weight')}.{leaf}"
+    return name if name in base.tensors else None
 
 
 @contextmanager

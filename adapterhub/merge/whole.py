@@ -41,10 +41,12 @@ def whole_tensors(adapter: Adapter) -> dict[str, TensorInfo]:
     """The whole trained tensors of an adapter, by name. UnsupportedError for one that can't be merged."""
     wanted = {*adapter.facts.saved, *adapter.facts.biases}
     found: dict[str, TensorInfo] = {}
+    seen: set[str] = set()
     for key, info in adapter.file.infos.items() if wanted else ():
         parsed = parse_key(key)
-        if parsed.canonical not in wanted:
+        if parsed.canonical not in wanted or parsed.canonical in seen:
             continue
+        seen.add(parsed.canonical)
         name = f"{parsed.module.removesuffix(_BASE_LAYER)}.{parsed.leaf}"
         wrong = (
             f"is {info.dtype}" if info.dtype not in FLOATS

@@ -91,7 +91,10 @@ def _renamed(source: Path, target: Path) -> bool:
         names = {name: parse_key(name) for name in file.infos}
         if all(key.peft == name or key.role == "full" for name, key in names.items()):
             return False
-        order = sorted(file.infos.values(), key=lambda info: info.start)
+        once = {
+            names[info.name].peft: info for info in file.infos.values()
+        }  # PEFT saves some twice
+        order = sorted(once.values(), key=lambda info: info.start)
         rows = [
             (names[info.name].peft, info.dtype, info.shape, info.end - info.start) for info in order
         ]

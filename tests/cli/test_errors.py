@@ -165,7 +165,7 @@ def test_every_error_class_has_an_exit_code_and_says_what_it_is_for() -> None:
     import adapterhub.errors as errors
 
     tree = [getattr(errors, name) for name in dir(errors) if name.endswith("Error")]
-    assert len(tree) == 13
+    assert len(tree) == 14
     for one in tree:
         assert issubclass(one, errors.AdapterHubError)
         assert one.__doc__

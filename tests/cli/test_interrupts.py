@@ -139,7 +139,7 @@ def test_a_merge_that_is_interrupted_stores_nothing(
 
 
 @SIGNALS
-def test_an_export_that_is_interrupted_leaves_no_folder(
+def test_an_export_that_is_interrupted_leaves_no_folder_and_can_be_gone_on_with(
     number: int,
     home: Path,
     store: Store,
@@ -150,12 +150,15 @@ def test_an_export_that_is_interrupted_leaves_no_folder(
     base = big_base(tiny, tmp_path)
     store.add_folder(make_adapter("tone", modules={"model.layers.0.self_attn.q_proj": (64, 64)}))
     before = listing(home)
-    (tmp_path / "out").mkdir()
-    words: list[str | Path] = ["export", "tone", "--base", base, "-o", tmp_path / "out" / "model"]
-    said = interrupted(number, tmp_path, words, lambda heard: "Writing" in heard)
+    out = tmp_path / "out"
+    out.mkdir()
+    words: list[str | Path] = ["export", "tone", "--base", base, "-o", out / "model"]
+    said = interrupted(number, tmp_path, words, lambda _: one_shard_is_noted(out))
     assert "Interrupted" in said
+    assert "1 of 2 shards" in said
+    assert "--resume" in said
     assert "Traceback" not in said
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in out.iterdir()] == [".model.partial"]
     assert listing(home) == before
 
 
@@ -169,9 +172,14 @@ def test_an_export_over_a_folder_that_is_interrupted_leaves_that_folder(
     out.mkdir(parents=True)
     (out / "precious.txt").write_text("mine")
     words: list[str | Path] = ["export", "tone", "--base", base, "-o", out, "--overwrite"]
-    interrupted(signal.SIGINT, tmp_path, words, lambda heard: "Writing" in heard)
-    assert [path.name for path in out.parent.iterdir()] == ["model"]
+    interrupted(signal.SIGINT, tmp_path, words, lambda _: one_shard_is_noted(out.parent))
+    assert {path.name for path in out.parent.iterdir()} == {"model", ".model.partial"}
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
     assert (out / "precious.txt").read_text() == "mine"
+
+
+def one_shard_is_noted(folder: Path) -> bool:
+    return (folder / ".model.partial" / "state.json").exists()
 
 
 def big_base(tiny: ModelMaker, tmp_path: Path) -> Path:

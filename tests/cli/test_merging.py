@@ -307,3 +307,26 @@ def test_a_recipe_is_exported(recipe: Path, tiny_llama: Path, tmp_path: Path) ->
     again = call("export", recipe, "-o", tmp_path / "x", "--base", tiny_llama, "--density", "0.3")
     assert again.code == ExitCode.USAGE
     assert "--density can't be given beside a recipe" in again.err
+
+
+def test_an_export_tells_what_it_checked(
+    store: Store, make_adapter: AdapterMaker, tiny_llama: Path, tmp_path: Path
+) -> None:
+    store.add_folder(make_adapter(), name="tone")
+
+    def export(*flags: str) -> Said:
+        out = tmp_path / f"model{len(list(tmp_path.glob('model*')))}"
+        return call("export", "tone", "-o", out, "--base", tiny_llama, *flags)
+
+    said = export()
+    assert said.code == 0, said.err
+    assert re.search(r"weights +all 192 rows of 4 changed tensors are right", said.out)
+    assert re.search(r"logits +against the adapter attached in float32, on \d+ tokens", said.out)
+    assert "bake_loss  0.0% by rounding to float32" in said.out
+    full = export("--verify-all", "--json").json["verified"]
+    assert full["weights"]["rows"] == full["weights"]["of_rows"] == 192
+    assert export("--no-verify", "--json").json["verified"] == {}
+    assert "not checked" in export("--no-verify").out
+    assert export("--no-verify", "--verify-all").code == ExitCode.USAGE
+    shown = call("show", "tone").out
+    assert "exported into" in shown

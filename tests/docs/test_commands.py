@@ -15,7 +15,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,6 @@ from tests.support.models import ModelMaker
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = Path(sys.executable).with_name("adapterhub")
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"^```yaml\n# (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -84,25 +84,51 @@ def _on_disk(folder: Path) -> None:
         (folder / "lone" / name).rename(folder / other)
 
 
-def run(line: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    program, *arguments = shlex.split(line, comments=True)
-    assert program == "adapterhub", f"only our own commands are shown as commands: {line}"
-    arguments += _INSTEAD.get(arguments[0], [])
-    return subprocess.run(
-        [COMMAND, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+@dataclass(frozen=True)
+class Done:
+    """What a command returned and printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs a page's commands, in the warm process of all pages."""
+
+    process: subprocess.Popen[str]
+    said: Path
+
+    def run(self, line: str, folder: Path, environment: dict[str, str]) -> Done:
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "adapterhub", f"only our own commands are shown as commands: {line}"
+        arguments += _INSTEAD.get(arguments[0], [])
+        out, err = self.said / "out", self.said / "err"
+        job = {"arguments": arguments, "folder": str(folder), "environment": environment}
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({**job, "out": str(out), "err": str(err)}) + "\n")
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        return Done(code, out.read_text(), err.read_text())
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    warm = [sys.executable, str(Path(__file__).with_name("warm.py"))]
+    with subprocess.Popen(
+        warm, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Shell(process, tmp_path_factory.mktemp("said"))
+        assert process.stdin
+        process.stdin.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_shown_does_what_the_page_says(
-    page: Path, workplace: tuple[Path, dict[str, str]]
+    page: Path, workplace: tuple[Path, dict[str, str]], shell: Shell
 ) -> None:
     folder, environment = workplace
     shown = commands(page)
@@ -111,9 +137,9 @@ def test_every_command_shown_does_what_the_page_says(
     if page.name != "README.md":  # the other pages go on from where README ends
         for line in commands(PAGES[0])[:3]:
             if not (page.name == "store.md" and " add " in line and "base add" not in line):
-                assert run(line, folder, environment).returncode == 0
+                assert shell.run(line, folder, environment).returncode == 0
     for line in shown:
-        done = run(line, folder, environment)
+        done = shell.run(line, folder, environment)
         assert done.returncode == 0, f"$ {line}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr
 

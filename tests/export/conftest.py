@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from adapterhub.export.checked import Depth
 from adapterhub.export.run import Exported, ProgressFactory, export
 from adapterhub.merge.recipe import make_recipe
 from adapterhub.merge.run import Resources
 from adapterhub.store import Resolved, Store
+
+ONE = Resources(workers=1)
 
 
 class Bar:
@@ -27,6 +30,9 @@ class Bar:
     def advance(self, amount: float = 1, **_: object) -> None:
         self.done += amount
         self._on_advance(self.done)
+
+    def update(self, text: str) -> None:
+        """Nobody reads it."""
 
 
 @contextmanager
@@ -54,27 +60,41 @@ class Exporter:
         method: str = "linear",
         *,
         weights: Sequence[float] | None = None,
+        saved_from: str | None = None,
+        base_view: str | None = None,
+        quantize: Literal["nf4"] | None = None,
         into: Path | None = None,
         progress: ProgressFactory = silent,
         overwrite: bool = False,
+        verify: Depth = "weights",
+        resume: bool = False,
+        resources: Resources = ONE,
         allow_mismatch: bool = False,
         warn: Callable[[str], None] = lambda _: None,
         **parameters: Any,
     ) -> Exported:
         parents = [self.add(one) if isinstance(one, Path) else one for one in adapters]
         recipe = make_recipe(
-            method, [parent.digest for parent in parents], weights=weights, parameters=parameters
+            method,
+            [parent.digest for parent in parents],
+            weights=weights,
+            parameters=parameters,
         )
+        recipe = replace(recipe, saved_from=saved_from)
         return export(
             self.store,
             parents,
             recipe,
             into or self.root / f"model{next(self._numbers)}",
             base=None if base is None else str(base),
+            base_view=base_view,
+            quantize=quantize,
             progress=progress,
             overwrite=overwrite,
+            verify=verify,
+            resume=resume,
             allow_mismatch=allow_mismatch,
-            resources=Resources(workers=1),
+            resources=resources,
             warn=warn,
         )
 

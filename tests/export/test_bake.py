@@ -241,8 +241,8 @@ def test_what_lies_beside_the_weights_comes_along(
     adapter = exporter.add(make_adapter())
     out = exporter([adapter], base).folder
 
+    assert "about" not in (out / "README.md").read_text(), "the base's card is not the model's"
     same = {
-        "README.md",
         "config.json",
         "generation_config.json",
         "tokenizer.json",
@@ -253,9 +253,15 @@ def test_what_lies_beside_the_weights_comes_along(
     index = "model.safetensors.index.json"
     assert json.loads((out / index).read_text()) == json.loads((base / index).read_text())
     weights = {path.name for path in base.glob("*.safetensors")}
-    assert {path.name for path in out.iterdir()} == same | weights | {index, "adapterhub.json"}
+    assert {path.name for path in out.iterdir()} == same | weights | {
+        index,
+        "adapterhub.json",
+        "README.md",
+    }
     record = json.loads((out / "adapterhub.json").read_text())
-    assert record["adapters"] == [{"name": adapter.label, "digest": adapter.digest}]
+    (told,) = record["adapters"]
+    assert (told["name"], told["digest"]) == (adapter.label, adapter.digest)
+    assert [one["type"] for one in told["attestations"]] == ["provenance"]
     assert record["recipe"]["method"] == "linear"
     from transformers import AutoTokenizer
 
@@ -285,7 +291,7 @@ def test_progress_ends_at_the_size_of_the_model(
         known = [(bar.done, total) for total, bar in bars if total is not None]
         assert all(done == pytest.approx(total) for done, total in known), known
         assert all(bar.done > 0 for _, bar in bars)
-        assert bars[-1][0] == pytest.approx(done.size / 1e6)
+        assert bars[-1][0] == pytest.approx(done.size)
 
 
 def test_a_strong_delta_is_not_lost_in_the_sum(

@@ -157,13 +157,6 @@ def test_a_sum_that_overflows_its_dtype_is_refused_naming_the_weight(
     [
         ({"use_dora": True, "modules": EMBEDDING}, "DoRA on an embedding"),
         ({"extra": {f"{PREFIX}.lora_magnitude_vector": torch.ones(64)}}, "lora_magnitude_vector"),
-        (
-            {
-                "modules_to_save": ["lm_head"],
-                "extra": {"base_model.model.lm_head.weight": torch.ones(160, 64)},
-            },
-            "lm_head",
-        ),
         ({"bias": "lora_only", "extra": {f"{PREFIX}.bias": torch.ones(64)}}, "bias"),
         ({"peft_type": "ADALORA", "extra": {f"{PREFIX}.lora_E": torch.ones(4, 1)}}, "ADALORA"),
     ],

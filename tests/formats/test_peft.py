@@ -318,5 +318,25 @@ def test_two_adapters_in_one_file_are_refused(make_adapter: AdapterMaker) -> Non
         judge(folder)
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_whole_weight_saved_under_two_names_is_one(
+    equal: bool, make_adapter: AdapterMaker
+) -> None:
+    """As PEFT saves a head that `modules_to_save` names when the vocabulary has grown."""
+    head = torch.randn(9, 64)
+    extra = {"base_model.model.lm_head.weight": head}
+    single = judge(make_adapter("one", modules_to_save=["lm_head"], extra=extra))
+    extra["base_model.model.lm_head.modules_to_save.weight"] = head.clone() if equal else head + 1
+    folder = make_adapter("two", modules_to_save=["lm_head"], extra=extra)
+    if not equal:
+        with pytest.raises(FormatError, match=r"Two tensors are both lm_head\.weight"):
+            judge(folder)
+        return
+    facts, content, notes = judge(folder)
+    assert facts.saved == single[0].saved == ("lm_head.weight",)
+    assert content == single[1], "the same adapter"
+    assert "it holds lm_head.weight twice, with equal values" in notes
+
+
 def test_plain_lora_passes(make_adapter: AdapterMaker) -> None:
     require_plain(judge(make_adapter(modules=QV))[0], "tone", "merged")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from adapterhub.errors import AdapterHubError, IncompatibleError, UnsupportedError, UsageError
 from adapterhub.formats.safetensors import TensorFile
@@ -22,6 +22,7 @@ from tests.merge.conftest import silent, state
 from tests.support.adapters import EMBEDDING, HEAD, QV
 from tests.support.attached import apart, attach, load, logits, logits_of_dense, tensors
 from tests.support.dense import Deltas, Matrix, distance, read_parts, ties, weighted_sum
+from tests.support.trained import trained
 
 if TYPE_CHECKING:
     from tests.merge.conftest import Merged, Merger
@@ -34,18 +35,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 Whole = dict[str, Matrix]
 Make = Callable[..., Path]
-
-
-def trained(folder: Path, seed: int, *, but: Sequence[str] = ()) -> Path:
-    """What PEFT saved, with every whole tensor moved a little at random, those whose name has one of `but` aside."""
-    path = folder / "adapter_model.safetensors"
-    random = torch.Generator().manual_seed(seed)
-    stored = load_file(path)
-    for name, tensor in stored.items():
-        if "lora_" not in name and not any(part in name for part in but):
-            stored[name] = tensor + 0.1 * torch.randn(tensor.shape, generator=random)
-    save_file(stored, path, metadata={"format": "pt"})
-    return folder
 
 
 def trained_ones(base: Path, make: Make, **settings: Any) -> list[Path]:

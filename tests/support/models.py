@@ -16,7 +16,13 @@ class ModelMaker:
         self.root = root
 
     def llama(
-        self, *, tied: bool = False, dtype: str = "float32", sharded: bool = False, seed: int = 0
+        self,
+        *,
+        tied: bool = False,
+        dtype: str = "float32",
+        sharded: bool = False,
+        seed: int = 0,
+        inner: int = INNER,
     ) -> Path:
         """A LlamaForCausalLM (hidden 64, 2 layers, 160 tokens) with generation_config.json and a little tokenizer.
 
@@ -25,7 +31,7 @@ class ModelMaker:
         """
         folder = (
             self.root
-            / f"llama-{'tied' if tied else 'untied'}-{dtype}-{'sharded' if sharded else 'single'}-{seed}"
+            / f"llama-{'tied' if tied else 'untied'}-{dtype}-{'sharded' if sharded else 'single'}-{seed}-{inner}"
         )
         if folder.exists():
             return folder
@@ -35,7 +41,7 @@ class ModelMaker:
         config = LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=HIDDEN,
-            intermediate_size=INNER,
+            intermediate_size=inner,
             num_hidden_layers=LAYERS,
             num_attention_heads=4,
             num_key_value_heads=2 * KEY_VALUE * 2 // HIDDEN,

@@ -1,0 +1,90 @@
+"""The exported model's README.md: the metadata that the Hugging Face Hub reads, and in words what was baked into what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adapterhub.words import short
+
+CARD_NAME = "README.md"
+_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
+"""What is true of the merged model because it is true of its base."""
+
+
+def model_card(record: Mapping[str, Any], base: Path) -> str:
+    """A model card for what `record` (adapterhub.json) tells of; the card in the folder `base` says which license it has."""
+    from huggingface_hub import ModelCardData
+
+    told: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "lora", "adapterhub"]}
+    if record["base"]["repo"]:
+        told |= {"base_model": record["base"]["repo"], "base_model_relation": "merge"}
+    metadata = ModelCardData(**told, **_inherited(base / CARD_NAME))
+    parts = [
+        f"---\n{metadata.to_yaml().strip()}\n---",
+        "# " + " + ".join(_plain(adapter["name"]) for adapter in record["adapters"]),
+        _what(record),
+        _table(record),
+        _how(record),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _inherited(card: Path) -> dict[str, Any]:
+    """Metadata of the base's card; none where it has no card, or one that can't be read."""
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        found = metadata_load(card) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}  # a card is prose: it must not stop an export
+    return {key: found[key] for key in _INHERITED if _is_words(found.get(key))}
+
+
+def _is_words(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(one, str) for one in value)
+    return isinstance(value, str)
+
+
+def _what(record: Mapping[str, Any]) -> str:
+    base = record["base"]
+    name = f"`{_plain(base['repo'])}`" if base["repo"] else "a base that has no name"
+    revision = f", revision `{_plain(base['revision'])}`" if base["revision"] else ""
+    many = len(record["adapters"]) > 1
+    what = "the adapters below, merged and" if many else "the adapter below"
+    return (
+        f"{name}{revision} with {what} baked into its weights: it loads like any model, without PEFT.\n"
+        f"The base's weights have the fingerprint `{base['fingerprint']}`."
+    )
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    lines = ["| adapter | digest |", "|---|---|"]
+    lines += [
+        f"| {_plain(adapter['name']).replace('|', ' ')} | `{short(adapter['digest'])}` |"
+        for adapter in record["adapters"]
+    ]
+    return "\n".join(lines)
+
+
+def _how(record: Mapping[str, Any]) -> str:
+    engine = ", ".join(f"{name} {version}" for name, version in record["engine"].items())
+    told = (
+        f"Made by {engine}. `adapterhub.json` beside this file holds the whole recipe, the digests, "
+        "what is attested of each adapter, and what was checked."
+    )
+    allowed = record["allowed_mismatch"]
+    if allowed:
+        reasons = "\n".join(f"- {_plain(reason)}" for reason in allowed)
+        told += f"\n\nIt was made although, as known at the time:\n\n{reasons}"
+    return told
+
+
+def _plain(text: object) -> str:
+    """Foreign words on one line, without what a terminal or Markdown would act on."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(text))
+    return printable.replace("`", "'").replace("<", "‹")
