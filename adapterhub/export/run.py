@@ -122,31 +122,11 @@ def export(
             keep=(model.path, store.home),
             there=occupied(partial_path(folder, overwrite=overwrite)),
         )
-        overridden = [*shared.overridden, *plan.overridden]
         record = {
-            "schema": "adapterhub.export/1",
-            "base": {
-                "repo": model.repo,
-                "revision": model.revision,
-                "fingerprint": model.fingerprint,
-            },
-            "adapters": [
-                {
-                    "name": parent.label,
-                    "digest": parent.digest,
-                    "attestations": _told(store, parent.digest),
-                }
-                for parent in parents
-            ],
-            "recipe": {
-                key: value
-                for key, value in recipe.document().items()
-                if key not in ("rank", "dtype")
-            },
+            **_record(store, parents, recipe, model),
             "base_view": view.record(),
             "quantize": form.record,
-            "allowed_mismatch": overridden,
-            "engine": {"adapterhub": version("adapterhub"), "torch": version("torch")},
+            "allowed_mismatch": [*shared.overridden, *plan.overridden],
         }
         with running(store.runs_dir, "export", {"folder": str(folder), **record}) as run:
             engine = Engine(recipe, stages, resources.workers, Memory(resources.memory))
@@ -207,6 +187,28 @@ def base_of(store: Store, parents: Sequence[Resolved], base: str | None) -> Base
     # The first that says which base it belongs to speaks for all: `shared_base` has checked that none contradicts.
     speaker = next((parent for parent in parents if parent.manifest.base.repo), parents[0])
     return store.base_for(speaker, base)
+
+
+def _record(
+    store: Store, parents: Sequence[Resolved], recipe: Recipe, base: BaseModel
+) -> dict[str, Any]:
+    """What was exported, for adapterhub.json."""
+    return {
+        "schema": "adapterhub.export/1",
+        "base": {"repo": base.repo, "revision": base.revision, "fingerprint": base.fingerprint},
+        "adapters": [
+            {
+                "name": parent.label,
+                "digest": parent.digest,
+                "attestations": _told(store, parent.digest),
+            }
+            for parent in parents
+        ],
+        "recipe": {
+            key: value for key, value in recipe.document().items() if key not in ("rank", "dtype")
+        },
+        "engine": {"adapterhub": version("adapterhub"), "torch": version("torch")},
+    }
 
 
 def _told(store: Store, digest: str) -> list[Mapping[str, Any]]:
