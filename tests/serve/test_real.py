@@ -23,6 +23,7 @@ import pytest
 
 from adapterhub.serve.vllm import OLDEST, find
 from adapterhub.store import Store
+from tests.cli.calling import call
 from tests.support.models import peft_adapter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
@@ -124,6 +125,28 @@ def test_vllm_answers_as_transformers_and_peft_do_and_ctrl_c_ends_it(
     assert process.returncode == 130
     assert len(everything) >= 4  # adapterhub, guard, vLLM and at least its engine
     assert not [one for one in everything if one.is_running()]
+
+
+def test_vllm_and_transformers_load_an_exported_model_and_it_answers_as_the_attached_one(
+    filled: Store, base: Path, port: int, tmp_path: Path
+) -> None:
+    name, out = "support/tone", tmp_path / "exported"
+    said = call("export", name, "--base", base, "-o", out, "--no-verify")
+    assert said.code == 0, said.err
+    attached = reference(base, filled, name)
+    assert reference(out, filled, None) == attached
+    assert reference(base, filled, None) != attached
+    # As the base of others: to vLLM it is a model like any. They weren't trained on it, which is said and allowed.
+    words = ["--base", str(out), "--allow-mismatch", "--dtype", "float32", "--max-model-len", "64"]
+    with start(*words, "--port", str(port), "--json", "--", "--max-num-seqs", "16") as process:
+        try:
+            record = first_json(process)
+            answers = ask_all(record["url"], [record["base"]])
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+        finally:
+            process.kill()
+    assert answers == {record["base"]: attached}
 
 
 def test_vllm_killed_from_outside_is_code_1_and_leaves_no_engine_behind(
