@@ -52,12 +52,12 @@ def _is_words(value: object) -> bool:
 
 def _what(record: Mapping[str, Any]) -> str:
     base = record["base"]
-    name = f"`{_plain(base['repo'])}`" if base["repo"] else "a base that has no name"
+    name = f"`{_plain(base['repo'])}`" if base["repo"] else "A base without a name"
     revision = f", revision `{_plain(base['revision'])}`" if base["revision"] else ""
     many = len(record["adapters"]) > 1
     what = "the adapters below, merged and" if many else "the adapter below"
     return (
-        f"{name}{revision} with {what} baked into its weights: it loads like any model, without PEFT.\n"
+        f"{name}{revision}, with {what} baked into its weights: it loads like any model, without PEFT.\n"
         f"The base's weights have the fingerprint `{base['fingerprint']}`."
     )
 
