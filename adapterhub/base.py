@@ -37,6 +37,8 @@ EMBEDDING_SUFFIXES = (
     "wte.weight",
     "word_embeddings.weight",
     "embed_in.weight",
+    "tokens_embed.weight",
+    ".embeddings.weight",
 )
 HEAD_NAME = "lm_head.weight"
 # transformers.pytorch_utils.Conv1D: where it is used, and what those modules are called.
@@ -87,7 +89,9 @@ class BaseModel:
         text = self.config.get("text_config")
         inner = text if isinstance(text, dict) else {}
         stated = self.config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
-        return HEAD_NAME not in self.tensors if stated is None else bool(stated)
+        if stated is not None:
+            return bool(stated)
+        return not any(name.endswith(f".{HEAD_NAME}") or name == HEAD_NAME for name in self.tensors)
 
     @cached_property
     def prefixes(self) -> tuple[str, ...]:

@@ -226,6 +226,8 @@ def require_free(folder: Path, overwrite: bool, *, keep: Sequence[Path], hint: s
         raise ConflictError(
             f"{folder} is a link that leads nowhere.", hint="Choose another folder."
         )
+    if folder.exists() and not folder.is_dir():
+        raise ConflictError(f"{folder} is a file.", hint="Name a folder.")
     if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConflictError(f"{folder} exists and is not empty.", hint=hint)
 

@@ -16,6 +16,7 @@ from adapterhub.cli.parameters import (
     MemoryBudget,
     Method,
     NamesOrRecipe,
+    SavedFrom,
     Seed,
     Semantics,
     Weights,
@@ -52,6 +53,7 @@ def export(
     weights: Weights = None,
     semantics: Semantics = None,
     seed: Seed = None,
+    saved_from: SavedFrom = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=_SAFETY, help="Replace the folder.")
     ] = False,
@@ -123,12 +125,25 @@ def export(
 ) -> None:
     """Write base + adapter as a full model; several adapters are merged on the way, untruncated."""
     parents, recipe, _, its_base = asked_for(
-        ctx, names, parameters, method=method, weights=weights, semantics=semantics, seed=seed
+        ctx,
+        names,
+        parameters,
+        method=method,
+        weights=weights,
+        semantics=semantics,
+        seed=seed,
+        saved_from=saved_from,
     )
     base = base or its_base
     if verify_all and not verify:
         raise UsageError(
             "--verify-all and --no-verify contradict each other.", hint="Leave one of them out."
+        )
+    if verify_all and quantize == "nf4":
+        raise UsageError(
+            "--verify-all can't be had with --quantize nf4.",
+            why="What is rounded to 4 bits isn't compared with a second computation.",
+            hint="Verify the unquantised export, or leave --verify-all out.",
         )
     require_extra("torch", "merge")
     from adapterhub.export.checked import in_words

@@ -279,4 +279,4 @@ def resources_of(workers: int | None, memory: str, device: str) -> Resources:
     """What the flags of the panel Resources say."""
     from adapterhub.merge.run import Resources
 
-    return Resources(workers=workers, memory=size(memory, "--memory"), device=device)
+    return Resources(workers=workers, memory=size(memory, "for --memory"), device=device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapterhub.base import INDEX_NAME, SINGLE_NAME
+from adapterhub.base import INDEX_NAME, SINGLE_NAME, BaseModel
 from adapterhub.canonical import canonical_bytes, digest_of
 from adapterhub.errors import VerificationError
 from adapterhub.export.card import CARD_NAME, model_card
@@ -80,7 +80,7 @@ def bake(
     index = _index(plan, shards)
     with building(
         folder,
-        _identity(record, shards),
+        _identity(record, shards, plan.base),
         shards=len(shards),
         overwrite=overwrite,
         resume=resume,
@@ -121,7 +121,9 @@ def _noting(partial: Partial, listener: Listener) -> Callable[[Shard, Path, bool
     return finished
 
 
-def _identity(record: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+def _identity(
+    record: Mapping[str, Any], shards: Sequence[Shard], base: BaseModel
+) -> dict[str, Any]:
     """What makes two exports the same, bit for bit."""
     layout = {
         shard.name: [digest_of(shard.header), [[p.start, p.size] for p in shard.pieces]]
@@ -135,6 +137,9 @@ def _identity(record: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, A
         "base_view": record.get("base_view"),
         "quantize": record.get("quantize"),
         "layout": digest_of(canonical_bytes(layout)),
+        "shards": [
+            [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in base.shards
+        ],
     }
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
@@ -148,10 +153,11 @@ def _index(plan: ExportPlan, shards: Sequence[Shard]) -> dict[str, Any] | None:
     index: dict[str, Any] = json.loads(path.read_bytes())
     require_true_index(index.get("weight_map", {}), plan)
     found = weight_map(shards)
-    if found.keys() != plan.base.tensors.keys():
-        index.setdefault("metadata", {})["total_size"] = sum(
-            tensor.size for shard in shards for tensor in shard.tensors
-        )
+    if plan.tensors != plan.base.tensors:
+        metadata = index.setdefault("metadata", {})
+        metadata["total_size"] = sum(tensor.size for shard in shards for tensor in shard.tensors)
+        if "total_parameters" in metadata:
+            metadata["total_parameters"] = sum(info.count for info in plan.tensors.values())
     return {**index, "weight_map": found}
 
 

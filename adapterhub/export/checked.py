@@ -97,11 +97,12 @@ def warning(report: Mapping[str, Any], labels: Sequence[str], base: str) -> str 
         what = f"it moves the logits by {share:.0%} of what the adapter moves them by"
     else:
         return None
-    names = " ".join(quote(label) for label in labels)
-    serve = f"adapterhub serve {names}" if len(labels) == 1 else f"adapterhub merge {names}"
+    instead = "Attached to the base it loses nothing of this"
+    if len(labels) == 1 and not report["replaced"]["tensors"]:
+        instead += f" (adapterhub serve {quote(labels[0])})"
     return (
         f"rounding to {dtype} matters here: {what} (worst tensor: {loss['worst']:.0%}, {loss['worst_tensor']})."
-        f" Nothing is lost unmerged: {serve}   or in a float32 copy of {base}: --base FOLDER"
+        f" {instead}, nor does it in a float32 copy of {quote(base)} (--base FOLDER)"
     )
 
 
@@ -142,10 +143,19 @@ def in_words(report: Mapping[str, Any]) -> dict[str, str] | str:
     return {
         "weights": f"{rows} of {counted(weights['tensors'], 'changed tensor')} are right{taken}; worst error"
         f" {weights['worst_error_ulp']:.3g} units in the last place",
+        **_replaced_in_words(report["replaced"]["tensors"]),
         "untouched": f"{same} of {counted(untouched['tensors'], 'tensor')} are the base's",
         "bake_loss": f"{loss['total']:.1%} by rounding to {weights['dtype']} (worst {loss['worst']:.1%}:"
         f" {loss['worst_tensor']})",
         "logits": _logits_in_words(report["logits"]),
+    }
+
+
+def _replaced_in_words(count: int) -> dict[str, str]:
+    if not count:
+        return {}
+    return {
+        "whole": f"{counted(count, 'tensor')} {'is' if count == 1 else 'are'} the adapters' own, trained whole"
     }
 
 

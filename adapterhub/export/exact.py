@@ -93,10 +93,9 @@ def plain_weights(recipe: Recipe) -> dict[str, float] | None:
             found = [1.0 - step.parameters["t"], step.parameters["t"]]
         case _:
             return None
-    weights: dict[str, float] = {}
-    for one, weight in zip(step.inputs, found, strict=True):
-        weights[str(one.digest)] = weights.get(str(one.digest), 0.0) + weight
-    return weights
+    if len({one.digest for one in step.inputs}) < len(step.inputs):
+        return None  # what cancels between two terms of one adapter is rounded where it is added, term by term
+    return {str(one.digest): weight for one, weight in zip(step.inputs, found, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,9 @@ def compare(
     Raises VerificationError where the exported model is further away than its dtype explains, or can't be loaded.
     """
     try:
-        return _compare(base, adapters, folder, partial(_as_seen, base, seen, vocabulary))
+        return _compare(
+            base, adapters, folder, partial(_as_seen, base, seen, vocabulary), vocabulary
+        )
     except CannotCompareError as why:
         return {"skipped": str(why)}
 
@@ -112,13 +114,14 @@ def _compare(
     adapters: Sequence[tuple[Adapter, Path, float]],
     folder: Path,
     as_seen: Callable[[Any], Any],
+    vocabulary: int | None,
 ) -> dict[str, Any]:
     import torch
 
     _require_possible(base, adapters)
     hush_optional_kernels()
     dtype = _main_dtype(base)
-    text = _text(base)
+    text = _text(base, vocabulary)
     with torch.inference_mode():
         with _attached(as_seen(_loaded(base.path, "float32")), adapters) as model:
             reference = _logits(model, text)
@@ -205,19 +208,25 @@ def _main_dtype(base: BaseModel) -> str:
     return TORCH_NAMES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
-def _text(base: BaseModel) -> _Text:
+def _text(base: BaseModel, vocabulary: int | None) -> _Text:
+    """Prompts in tokens that base and exported model both know."""
     import torch
 
+    size = base.tensors[base.embedding].shape[0] if base.embedding else 100
+    size = size if vocabulary is None else min(size, vocabulary)
     try:
         with quiet_libraries():
             tokenizer = load_tokenizer(base.path)
+        said = [tokenizer(prompt)["input_ids"][:MOST_TOKENS] for prompt in PROMPTS]
     except AdapterHubError:
+        said = []
+    rows = [torch.tensor([token for token in one if token < size]) for one in said]
+    # Of a folder without a tokenizer transformers may make one that knows no word.
+    if not rows or not all(len(row) for row in rows):
         random = torch.Generator().manual_seed(_SEED)
-        size = base.tensors[base.embedding].shape[0] if base.embedding else 100
         count, length = _RANDOM_TOKENS
         tokens = torch.randint(size, (count, length), generator=random)
         return _Text(tokens, [length] * count, "random sequences")
-    rows = [torch.tensor(tokenizer(prompt)["input_ids"][:MOST_TOKENS]) for prompt in PROMPTS]
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return _Text(tokens, [len(row) for row in rows], f"{len(rows)} prompts")
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapterhub.base import HEAD_NAME, BaseModel
+from adapterhub.base import HEAD_NAME, BaseModel, Verdict, claims_differ
 from adapterhub.errors import IncompatibleError, OutOfSpaceError, UnsupportedError
 from adapterhub.export.whole import Replaced, beside_whole, replaced, source_of
 from adapterhub.formats.safetensors import TensorInfo
@@ -63,7 +63,10 @@ class ExportPlan:
     def configuration(self) -> dict[str, Any]:
         """What config.json says otherwise than the base's."""
         told: dict[str, Any] = {}
-        if self.untied:
+        changed = {self.base.embedding, HEAD_NAME} & {*self.targets, *self.replaced.names}
+        if self.untied or (
+            changed and not self.base.tied
+        ):  # some classes tie where nothing is said
             told["tie_word_embeddings"] = False
         if self.replaced.vocabulary is not None:
             told["vocab_size"] = self.replaced.vocabulary
@@ -93,23 +96,13 @@ def make_plan(
     overridden: list[str] = []
     for adapter in adapters:
         verdict = store.fit(adapter.resolved, base)
-        there = {**verdict.placement, **beside_whole(adapter, base, verdict, whole)}
-        if len(there) != verdict.modules_total:
-            # No flag helps: a delta without its tensor can't be written, and leaving it out would be silent.
-            raise IncompatibleError(
-                f"{adapter.label} doesn't fit the base {base.label}.",
-                why="; ".join(verdict.reasons),
-                hint="Name the base it was trained on: --base FOLDER_OR_REPO",
-            )
-        shapes_only = len(there) > len(verdict.placement) and verdict.fingerprint != "different"
-        if not verdict.ok and not shapes_only and not allow_mismatch:
-            raise misfit(adapter.resolved, base, verdict)
-        overridden += [] if verdict.ok or shapes_only else verdict.reasons
-        placement.update(there)
+        beside = beside_whole(adapter, base, verdict, whole)
+        overridden += _require_fit(adapter, base, verdict, beside, allow_mismatch=allow_mismatch)
+        placement.update({**verdict.placement, **beside})
         transposed |= verdict.transposed
         transposed |= {
             module
-            for module in there.keys() - verdict.placement.keys()
+            for module in beside
             if adapter.modules[module].embedding or base.is_conv1d(module)
         }
     _require_floats(base, [*placement.values(), *taken.sources(base)])
@@ -123,7 +116,80 @@ def make_plan(
         or HEAD_NAME in taken.names
         or base.embedding in taken.copied
     )
-    return ExportPlan(base, targets, untied, tuple(overridden), taken.for_both_sides(base, untied))
+    plan = ExportPlan(base, targets, untied, tuple(overridden), taken.for_both_sides(base, untied))
+    _require_known_ties(plan)
+    for adapter in adapters:
+        _require_one_form(plan, adapter)
+    return plan
+
+
+def _require_fit(
+    adapter: Adapter,
+    base: BaseModel,
+    verdict: Verdict,
+    beside: Mapping[str, str],
+    *,
+    allow_mismatch: bool,
+) -> Sequence[str]:
+    """What is overridden, in words. `beside` are the modules that fit the whole weights they came with, not the base's."""
+    if len(verdict.placement) + len(beside) != verdict.modules_total:
+        # No flag helps: a delta without its tensor can't be written, and leaving it out would be silent.
+        raise IncompatibleError(
+            f"{adapter.label} doesn't fit the base {base.label}.",
+            why="; ".join(verdict.reasons),
+            hint="Name the base it was trained on: --base FOLDER_OR_REPO",
+        )
+    foreign = verdict.fingerprint == "different" or (
+        verdict.fingerprint == "unknown" and claims_differ(adapter.facts.config.base, base.claim)
+    )
+    if verdict.ok or (beside and not foreign):
+        return ()
+    if not allow_mismatch:
+        raise misfit(adapter.resolved, base, verdict)
+    return verdict.reasons
+
+
+def _require_known_ties(plan: ExportPlan) -> None:
+    """UnsupportedError where a tensor of the vocabulary changes, and it isn't known with which other it is one."""
+    base = plan.base
+    if not base.tied or base.embedding is not None:
+        return
+    text = base.config.get("text_config")
+    inner = text if isinstance(text, dict) else {}
+    size = base.config.get("vocab_size", inner.get("vocab_size"))
+    touched = [
+        name
+        for name in (*plan.targets, *plan.replaced.names)
+        if plan.tensors[name].shape[0] == size
+    ]
+    if touched:
+        raise UnsupportedError(
+            f"{base.label} ties its head to its embedding, and which tensor that is can't be told.",
+            why=f"The adapters change {some(touched)}, so both would have to be written apart.",
+            hint="Merge adapters that leave embedding and head alone, or serve this one unmerged.",
+        )
+
+
+def _require_one_form(plan: ExportPlan, adapter: Adapter) -> None:
+    """Refuses a pair that was trained beside another weight than the one it would be added to."""
+    for written, target in plan.targets.items():
+        module = adapter.modules.get(target.module)
+        if module is None:
+            continue
+        shape = (module.out_features, module.in_features)
+        there = plan.tensors[written].shape
+        if there != (shape[::-1] if target.transposed else shape):
+            raise IncompatibleError(
+                f"{adapter.label}'s {target.module} doesn't fit the whole weight of another adapter.",
+                why=f"It is for {list(shape)}; the weight that is written has {list(there)}.",
+                hint="Merge adapters of one vocabulary.",
+            )
+        if adapter.facts.kind == "dora" and written in plan.replaced.names:
+            raise UnsupportedError(
+                f"{adapter.label} is a DoRA adapter of {target.module}, whose whole weight is replaced, too.",
+                why="What DoRA adds depends on the weight it was trained beside.",
+                hint=f"Serve it unmerged with PEFT: adapterhub checkout {adapter.label} DIR",
+            )
 
 
 def check_target(

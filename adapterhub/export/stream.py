@@ -25,6 +25,7 @@ from adapterhub.export.copying import Copier, Source, write_at
 from adapterhub.export.layout import WIDTHS, Piece, Shard, Stored, Summed
 from adapterhub.lora.parallel import for_each
 from adapterhub.lora.rows import Factored, Rows, tiles
+from adapterhub.merge.weights import matrix_shape
 
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _STEP = 32 * 2**20
@@ -357,10 +358,8 @@ class _Writer:
 
 
 def matrix_of(origin: Summed) -> tuple[int, int]:
-    """A tensor as rows of its last dimension; a vector is one row."""
-    shape = origin.info.shape
-    width = shape[-1] if shape else 1
-    return origin.info.count // max(1, width), width
+    """A tensor as rows."""
+    return matrix_shape(origin.info.shape)
 
 
 def _need(piece: Piece) -> int:

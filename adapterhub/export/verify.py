@@ -80,6 +80,8 @@ class Verified:
     independent: bool
     """Whether the deltas were computed from the adapters, and not taken from the merge."""
     changed: Sequence[Changed]
+    replaced: int
+    """Tensors that whole trained ones took the place of, and that hold those."""
     untouched: int
     """Tensors."""
     compared: int
@@ -110,6 +112,7 @@ class Verified:
                 "worst_error_ulp": round(max(one.error for one in self.changed), 4),
                 "deltas": "from the adapters" if self.independent else "from the merge",
             },
+            "replaced": {"tensors": self.replaced},
             "untouched": {
                 "tensors": self.untouched,
                 "bytes": self.compared,
@@ -166,13 +169,15 @@ def verify(
         found = for_each(list(sources), check, workers=workers, done=advance)
     _require_same([name for name, one in zip(sources, found, strict=True) if one is None], plan)
     changed = [one for one in found if isinstance(one, Changed)]
+    whole = plan.replaced.names.keys() - plan.targets.keys()
     _require_right([one for one in changed if one.wrong], len(changed))
     dtypes = sorted({TORCH_NAMES[written.tensors[one.name].dtype] for one in changed})
     return Verified(
         dtype=", ".join(dtypes),
         independent=deltas.independent,
         changed=changed,
-        untouched=len(found) - len(changed),
+        replaced=len(whole),
+        untouched=len(found) - len(changed) - len(whole),
         compared=sum(one for one in found if isinstance(one, int)),
         of_bytes=work.of_bytes,
     )

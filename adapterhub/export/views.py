@@ -49,18 +49,27 @@ _KEPT = 8
 class Chosen:
     """The view of an export: `quantised` is None for the original weights.
 
-    `trained` is what the adapters say they were trained on; None where they say nothing, or not the same.
+    `trained` is what the adapters say they were trained on; None where they say nothing, or not the same. `known` are
+    the labels of those that say it.
     """
 
     quantised: FourBit | None
     trained: FourBit | None = None
     asked: bool = True
+    known: tuple[str, ...] = ()
 
     @property
     def remark(self) -> str | None:
-        """What to say of a default that somebody may want otherwise."""
-        if self.asked or self.trained is None:
+        """What to say of a view that somebody may want otherwise."""
+        if self.quantised is not None and self.known and self.quantised.kind != _kind(self.trained):
+            return f"{' and '.join(self.known)} says something else of what it was trained on; --base-view trained goes by that"
+        if self.asked or not self.known:
             return None
+        if self.trained is None:
+            return (
+                f"{' and '.join(self.known)} was trained on the base in 4 bits; all are added to the original weights,"
+                " as `eval` and `serve` have them"
+            )
         return (
             f"trained on the base as {self.trained.kind}, and added to the original weights, as `eval` and `serve` have"
             " it; --base-view trained adds it to the weights it was trained on"
@@ -87,14 +96,15 @@ def choose_view(
     Raises UsageError for another word, IncompatibleError for `trained` where it isn't known or parents differ.
     """
     found = {parent.label: trained_on(store, parent.digest, base) for parent in parents}
+    known = tuple(label for label, how in found.items() if how is not None)
     kinds = set(found.values())
     trained = kinds.pop() if len(kinds) == 1 else None
     if asked in (None, ORIGINAL):
-        return Chosen(None, trained, asked is not None)
+        return Chosen(None, trained, asked is not None, known)
     if asked == TRAINED:
         if trained is None:
             raise _unknown(found)
-        return Chosen(trained, trained)
+        return Chosen(trained, trained, known=known)
     kind, _, single = asked.partition("-")
     named = KINDS.get(kind)
     if named is None or single not in ("", "single"):
@@ -103,7 +113,11 @@ def choose_view(
             why="It is original or trained; or, where the adapters don't say it, nf4, nf4-single, fp4 or fp4-single.",
             hint="Leave out --base-view for the original weights.",
         )
-    return Chosen(FourBit(named, not single, stored_dtype(base)), trained)
+    return Chosen(FourBit(named, not single, stored_dtype(base)), trained, known=known)
+
+
+def _kind(how: FourBit | None) -> str | None:
+    return None if how is None else how.kind
 
 
 def _unknown(found: Mapping[str, FourBit | None]) -> IncompatibleError:

@@ -117,7 +117,8 @@ def replaced(
     UnsupportedError for one that the base has no place for, IncompatibleError for one of another shape, unless it is
     an embedding or a head of another vocabulary, and both agree on it.
     """
-    names, lone, misshapen = {}, [], []
+    names: dict[str, str] = {}
+    lone, misshapen = [], []
     for name, shape in whole.items():
         if _ORIGINAL in name and name.replace(_ORIGINAL, ".") in whole:
             continue  # what the module was before it was trained: PEFT saves it beside a vocabulary that grew
@@ -128,6 +129,12 @@ def replaced(
         head = name.removesuffix(".weight").rpartition(".")[2] == HEAD_NAME.removesuffix(".weight")
         written = HEAD_NAME if head and twin == base.embedding else twin
         there = base.tensors[twin].shape
+        if names.get(written, name) != name:
+            raise IncompatibleError(
+                f"{' and '.join(adapter.label for adapter in adapters)} name the same weight differently.",
+                why=f"{names[written]} and {name} are both the base's {written}.",
+                hint="Train them through the same class of transformers, or take one's: --saved-from NAME",
+            )
         if shape != there and not (_of_words(base, written) and shape[1:] == there[1:]):
             misshapen.append(f"{name} is {list(shape)}, the base's is {list(there)}")
         names[written] = name
@@ -151,6 +158,9 @@ def replaced(
         names[HEAD_NAME] = before
     if base.tied and not copied & names.keys() and _one_matrix(names, base, adapters):
         del names[HEAD_NAME]
+    shared = base.tied and base.embedding is not None and HEAD_NAME in names.keys() - copied
+    if shared and base.embedding not in names:  # the one matrix of both sides, saved as the head's
+        names[str(base.embedding)] = names.pop(HEAD_NAME)
     shapes = {written: whole[name] for written, name in names.items()}
     return Replaced(names, shapes, copied, _vocabulary(base, shapes, copied, who))
 
@@ -177,8 +187,14 @@ def _copied(names: Mapping[str, str], adapters: Sequence[Adapter]) -> frozenset[
         for name in adapter.facts.config.modules_to_save
     }
     return frozenset(
-        written for written, name in names.items() if any(f".{one}." in f".{name}" for one in saved)
+        written for written, name in names.items() if any(_is_in(name, one) for one in saved)
     )
+
+
+def _is_in(name: str, saved: str) -> bool:
+    """Whether a tensor is of a module whose name ends with `saved`, which is all that PEFT asks for."""
+    parts = name.split(".")[:-1]
+    return any(".".join(parts[: end + 1]).endswith(saved) for end in range(len(parts)))
 
 
 def _of_words(base: BaseModel, written: str) -> bool:

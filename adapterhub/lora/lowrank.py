@@ -18,8 +18,8 @@ from adapterhub.lora.rows import Factored, Rows
 
 DROP = 1e-6
 """Directions below this share of the largest singular value are rounding noise of float32."""
-_NOISE = 1e-13
-"""Eigenvalues of BᵀB below this share of the largest are rounding noise of float64."""
+_NOISE = 1e-15
+"""What is below this share of the largest square is rounding noise of float64."""
 
 
 @dataclass(frozen=True)
@@ -85,25 +85,40 @@ def decompose(delta: Factored, rank: int | None = None) -> Spectrum:
     left = whole.columns[:, None] * stack.left * whole.columns  # BᵀB, weights and all
     if float(left.diagonal().max()) > torch.finfo(torch.float32).max ** 2:
         raise torch.linalg.LinAlgError("the weighted factors overflow float32")  # type: ignore[attr-defined]
+    even = _evened(left, stack.right)
+    left, right = even[:, None] * left * even, stack.right / even[:, None] / even
     squares, v = torch.linalg.eigh(left)
     used = squares > _NOISE * squares[-1]
     roots = squares[used].sqrt()  # singular values of B
     v = v[:, used]
     half = roots[:, None] * v.T  # B = U·half with orthonormal U, so that BA = U·(half·A)
-    squares, p = torch.linalg.eigh(half @ stack.right @ half.T)
-    values = squares.clamp(min=0).sqrt().flip(0)[:rank]
+    squares, p = torch.linalg.eigh(half @ right @ half.T)
+    squares = squares.where(
+        squares > _NOISE * left.trace() * right.trace(), 0.0
+    )  # all that cancelled
+    values = squares.sqrt().flip(0)[:rank]
     values = values[values > DROP * values[:1]]
     if not len(values):
         return _nothing(delta)
     p, root = p.flip(1)[:, : len(values)], values.sqrt()
-    to_b = v / roots @ p * root  # (R, k)
-    to_a = p.T @ half / root[:, None]  # (k, R)
+    to_b = even[:, None] * (v / roots @ p * root)  # (R, k)
+    to_a = p.T @ half / root[:, None] / even  # (k, R)
     b = (to_b.T.to(whole.b) @ whole.b.T).T
     a = to_a.to(whole.a) @ whole.a
     sign = _signs(b)
     basis = Basis(stack, whole.columns[:, None] * to_b * sign.cpu(), to_a * sign[:, None].cpu())
-    size = max(0.0, float((left * stack.right).sum()))
+    size = max(0.0, float((left * right).sum()))
     return Spectrum(b.mul_(sign), a.mul_(sign[:, None]), values, size, basis)
+
+
+def _evened(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """What each column of B is multiplied with, and each row of A divided by, so that both are equally long, (R,).
+
+    How a delta's size is shared between B and A says nothing about it, and may be very uneven.
+    """
+    lengths = torch.stack([left.diagonal(), right.diagonal()])
+    ratio = (lengths[1] / lengths[0]).pow(0.25)
+    return torch.where((lengths > 0).all(0), ratio, 1.0)
 
 
 def _nothing(delta: Factored) -> Spectrum:

@@ -15,6 +15,7 @@ from typing import Any
 from adapterhub.errors import FormatError, UsageError
 from adapterhub.merge.schedule import Number, Schedule, document_of, parse_schedule
 from adapterhub.merge.specs import SEMANTICS, MethodSpec, Semantics, check_parameters, method
+from adapterhub.words import counted
 
 SERVABLE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM accepts for --max-lora-rank; a rank between two of them costs the memory of the next."""
@@ -315,7 +316,7 @@ def _weights(spec: MethodSpec, count: int, weights: Sequence[Number] | None) -> 
         weights = [default_weight(spec, count)] * count
     if len(weights) != count:
         raise UsageError(
-            f"{len(weights)} weights were given for {count} adapters.",
+            f"{counted(len(weights), 'weight')} {'was' if len(weights) == 1 else 'were'} given for {counted(count, 'adapter')}.",
             why="Each adapter needs one.",
             hint="For example: --weights 0.7,0.3",
         )

@@ -202,7 +202,7 @@ def _judge(staged: Mapping[str, Staged]) -> tuple[AdapterFacts, str, list[str]]:
     remarks = [*facts.notes, *value_notes]
     for beyond, cannot in (
         (facts.beyond_lora(dora=True, whole=True), "but can't be merged or exported"),
-        (facts.beyond_lora(dora=True), "and can be merged, but not exported"),
+        (facts.beyond_lora(dora=True, whole=True), "and can be merged, but not exported"),
     ):
         if beyond:
             remarks.append(f"it is kept whole, {cannot}, because it has {'; '.join(beyond)}")

@@ -262,3 +262,118 @@ def test_pairs_and_whole_weights_of_one_module_are_both_there(
     found = tensors(exporter([adapter], tiny.llama()).folder)[H_NAME].double().numpy()
     wanted = head.double().numpy() + read_parts(adapter)[0]["lm_head"]
     assert np.abs(found - wanted).max() <= 1e-6
+
+
+# Names, ties and shapes that are not what they seem
+
+
+def test_one_weight_under_two_names_is_refused(
+    exporter: Exporter, tiny: ModelMaker, make_adapter: AdapterMaker
+) -> None:
+    """As when one was trained as AutoModel and the other as AutoModelForCausalLM."""
+    names = ("base_model.model.model.norm.weight", "base_model.model.norm.weight")
+    folders = [
+        make_adapter(f"a{n}", modules=QV, seed=n, modules_to_save=["norm"], extra={name: torch.ones(HIDDEN)})
+        for n, name in enumerate(names)
+    ]  # fmt: skip
+    with pytest.raises(IncompatibleError, match="name the same weight differently"):
+        exporter(folders, tiny.llama(), weights=[0.5, 0.5])
+
+
+def test_a_tied_matrix_saved_as_the_heads_is_the_embeddings_too(
+    exporter: Exporter, tiny: ModelMaker, make_peft_adapter: Make
+) -> None:
+    base = tiny.llama(tied=True)
+    adapter = make_peft_adapter(base, "a", r=3, strength=0.2, targets=("q_proj", "lm_head"))
+    path = adapter / "adapter_model.safetensors"
+    stored = load_file(path)
+    matrix = tensors(base)[E_NAME].clone()
+    matrix[150:] = torch.randn(10, HIDDEN, generator=torch.Generator().manual_seed(1))
+    stored["base_model.model.lm_head.base_layer.weight"] = matrix
+    save_file(stored, path, metadata={"format": "pt"})
+    done = exporter([adapter], base)
+    assert done.untied
+    assert torch.equal(tensors(done.folder)[E_NAME], matrix)
+    tokens = torch.arange(145, 160)[None]
+    with torch.no_grad():
+        said = load(done.folder)(input_ids=tokens).logits
+        assert torch.allclose(said, attach(load(base), adapter)(input_ids=tokens).logits, atol=1e-4)
+
+
+def test_modules_to_save_means_whatever_ends_so(
+    exporter: Exporter, tiny: ModelMaker, make_adapter: AdapterMaker
+) -> None:
+    """PEFT asks for no more: `tokens` is a copy of embed_tokens, and the tied head keeps the base's."""
+    values = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(3))
+    extra = {f"base_model.model.{E_NAME}": values}
+    base = tiny.llama(tied=True)
+    done = exporter([make_adapter(modules=QV, modules_to_save=["tokens"], extra=extra)], base)
+    found = tensors(done.folder)
+    assert done.untied
+    assert torch.equal(found[E_NAME], values)
+    assert torch.equal(found[H_NAME], tensors(base)[E_NAME])
+
+
+def test_a_pair_for_another_vocabulary_than_the_one_that_is_kept_is_refused(
+    exporter: Exporter, tiny: ModelMaker, make_adapter: AdapterMaker
+) -> None:
+    extra = {f"base_model.model.{one}": torch.ones(VOCABULARY + 8, HIDDEN) for one in (E_NAME, H_NAME)}  # fmt: skip
+    grown_one = exporter.add(make_adapter("a", modules=QV, modules_to_save=["lm_head", "embed_tokens"], extra=extra))  # fmt: skip
+    other = exporter.add(make_adapter("b", modules={**HEAD, **QV}, seed=1))
+    with pytest.raises(IncompatibleError, match=r"(?s)lm_head.*168"):
+        exporter([grown_one, other], tiny.llama(), saved_from=grown_one.digest)
+
+
+def test_dora_beside_a_whole_weight_of_the_same_module_is_refused(
+    exporter: Exporter, tiny: ModelMaker, make_peft_adapter: Make, make_adapter: AdapterMaker
+) -> None:
+    base = tiny.llama()
+    dora = exporter.add(make_peft_adapter(base, "d", r=3, use_dora=True, targets=("down_proj",)))
+    name = "base_model.model.model.layers.0.mlp.down_proj.weight"
+    shape = tensors(base)[name.removeprefix("base_model.model.")].shape
+    whole = exporter.add(make_adapter("w", modules=QV, modules_to_save=["down_proj"], extra={name: torch.ones(shape)}))  # fmt: skip
+    with pytest.raises(UnsupportedError, match=r"DoRA adapter of .*layers\.0\.mlp\.down_proj"):
+        exporter([dora, whole], base, weights=[1.0, 1.0])
+
+
+@pytest.mark.parametrize("modules", [HEAD, EMBEDDING])
+def test_a_tied_base_whose_embedding_cannot_be_told_is_left_alone(
+    exporter: Exporter,
+    tiny: ModelMaker,
+    make_adapter: AdapterMaker,
+    tmp_path: Path,
+    modules: dict[str, tuple[int, int]],
+) -> None:
+    """Its file holds only the head, which transformers ties to the embedding while it loads."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny.llama(tied=True), base)
+    stored = load_file(base / "model.safetensors")
+    stored[H_NAME] = stored.pop(E_NAME)
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+    assert apart(logits(load(base)), logits(load(tiny.llama(tied=True)))) == 0
+    with pytest.raises((UnsupportedError, IncompatibleError)):
+        exporter([make_adapter("a", modules=dict(modules))], base)
+    assert exporter([make_adapter("b", modules=QV)], base).tensors_changed
+
+
+def test_weights_that_cancel_within_one_adapter_are_verified(
+    exporter: Exporter, tiny_llama: Path, make_adapter: AdapterMaker
+) -> None:
+    one = exporter.add(make_adapter(modules=QV, scale=3.0))
+    done = exporter([one, one], tiny_llama, weights=[100.0, -99.0])
+    assert done.verified["weights"]["deltas"] == "from the merge"
+
+
+@pytest.mark.parametrize("rows", [7, -20])
+def test_an_index_tells_the_size_of_a_grown_vocabulary(
+    exporter: Exporter, tiny: ModelMaker, make_adapter: AdapterMaker, rows: int
+) -> None:
+    size = VOCABULARY + rows
+    extra = {f"base_model.model.{one}": torch.full((size, HIDDEN), 0.1) for one in (E_NAME, H_NAME)}
+    adapter = make_adapter(modules=QV, modules_to_save=["embed_tokens", "lm_head"], extra=extra)
+    done = exporter([adapter], tiny.llama(sharded=True), verify="sized")
+    index = json.loads((done.folder / "model.safetensors.index.json").read_text())["metadata"]
+    found = tensors(done.folder).values()
+    assert index["total_size"] == sum(one.numel() * one.element_size() for one in found)
+    assert index.get("total_parameters", 0) in (0, sum(one.numel() for one in found))
+    assert "exported" in done.verified["logits"], done.verified["logits"]

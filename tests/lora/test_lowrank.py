@@ -220,3 +220,30 @@ def test_weights_beyond_float32_are_refused() -> None:
     delta = Factored(*factors(0, 5, 4, 2))
     with pytest.raises(torch.linalg.LinAlgError, match="overflow"):  # type: ignore[attr-defined]
         decompose(total(Stack([delta]), [1e39]))
+
+
+@pytest.mark.parametrize("gauge", [1e-12, 1e-7, 1e7, 1e12])
+def test_parts_whose_sizes_lie_in_b_or_in_a_weigh_the_same(gauge: float) -> None:
+    one, other = Factored(*factors(0, 40, 30, 4)), Factored(*factors(1, 40, 30, 4))
+    turned = Factored(other.b * gauge, other.a / gauge)
+    plain = decompose(total(Stack([one, other]), [1.0, 1.0]))
+    found = decompose(total(Stack([one, turned]), [1.0, 1.0]))
+    assert torch.allclose(found.values, plain.values, rtol=1e-5)
+    assert torch.allclose(found.b, plain.b, atol=1e-4)
+
+
+def test_columns_of_very_different_sizes_are_all_there() -> None:
+    b, a = factors(3, 40, 30, 8)
+    sizes = torch.logspace(0, -12, 8)
+    found = decompose(Factored(b * sizes, a / sizes[:, None]))
+    check(found, b.double() @ a.double(), 8)
+
+
+def test_what_cancels_is_nothing() -> None:
+    delta = Factored(*factors(5, 40, 30, 4))
+    again = Factored(delta.b.clone(), delta.a.clone())
+    found = decompose(total(Stack([delta, again]), [1.0, -1.0]))
+    assert found.b.shape == (40, 1)
+    assert not product(found).any()
+    nearly = decompose(total(Stack([delta, again]), [1.0, -0.999]))
+    assert torch.allclose(nearly.values, 0.001 * decompose(delta).values, rtol=1e-3)
