@@ -207,7 +207,7 @@ def test_an_unknown_digest_is_exit_4(store: Store, make_adapter: AdapterMaker) -
         (["--method", "ties", "--lambda", "inf"], 2, ["--lambda"]),
         (["--method", "ties", "--trim-scope", "layer"], 2, ["model or module"]),
         (["--method", "linear", "--density", "0.5"], 2, ["linear has no parameter density"]),
-        (["--weights", "1"], 2, ["1 weights", "2 adapters"]),
+        (["--weights", "1"], 2, ["1 weight was given", "2 adapters"]),
         (["--weights", "1,x"], 2, ["--weights 1,x"]),
         (["--weights", "1,nan"], 2, ["finite"]),
         (["--rank", "0"], 2, ["--rank 0", "from 1"]),

@@ -30,6 +30,9 @@ class Counter:
     def advance(self, amount: float = 1, **_: object) -> None:
         self.done += amount
 
+    def update(self, description: str) -> None:
+        """What is being done now."""
+
 
 @contextmanager
 def silent(_: str, __: float | None) -> Iterator[Counter]:

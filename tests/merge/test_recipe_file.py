@@ -173,7 +173,7 @@ def test_an_attested_recipe_of_an_earlier_version_gets_the_papers_defaults() -> 
         ({"method": "of_the_future"}, "no merge method 'of_the_future'"),
         ({"parameters": {"of_the_future": 1}}, "no parameter of_the_future"),
         ({"parameters": {"density": 7}}, "density must be above 0"),
-        ({"weights": [1.0]}, "1 weights were given"),
+        ({"weights": [1.0]}, "1 weight was given"),
         ({"weights": None}, "lacks something"),
         ({"parents": [7]}, "lacks something"),
     ],

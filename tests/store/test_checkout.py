@@ -128,22 +128,32 @@ def test_what_is_added_from_a_checkout_is_the_same_adapter(
     assert store.add_folder(tmp_path / "out", name="again").digest == first.digest
 
 
-@pytest.mark.parametrize("content", ["a file in it", "a hidden file in it", "a file of that name"])
+def test_a_file_of_that_name_stays(
+    store: Store, make_adapter: AdapterMaker, tmp_path: Path
+) -> None:
+    store.add_folder(make_adapter(), name="tone")
+    out = tmp_path / "out"
+    out.write_text("mine")
+    for words in ([], ["--overwrite"]):
+        said = call("checkout", "tone", out, *words)
+        assert said.code == 1
+        assert "is a file" in said.err
+        assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["a file in it", "a hidden file in it"])
 def test_what_is_there_is_not_overwritten_unasked(
     content: str, store: Store, make_adapter: AdapterMaker, tmp_path: Path
 ) -> None:
     store.add_folder(make_adapter(), name="tone")
     out = tmp_path / "out"
-    if content == "a file of that name":
-        out.write_text("mine")
-    else:
-        out.mkdir()
-        (out / (".hidden" if "hidden" in content else "mine.txt")).write_text("mine")
-    before = files(out) if out.is_dir() else out.read_text()
+    out.mkdir()
+    (out / (".hidden" if "hidden" in content else "mine.txt")).write_text("mine")
+    before = files(out)
     said = call("checkout", "tone", out)
     assert said.code == 1
     assert f"adapterhub checkout tone {out} --overwrite" in said.err
-    assert (files(out) if out.is_dir() else out.read_text()) == before
+    assert files(out) == before
     assert call("checkout", "tone", out, "--overwrite").code == 0
     assert "adapter_model.safetensors" in files(out)
     assert left_over(tmp_path) == []
