@@ -161,6 +161,7 @@ def export(
         verify="all" if verify_all else "sized" if verify else "none",
         allow_mismatch=allow_mismatch,
         resources=resources_of(workers, memory, device),
+        note=ctx.out.note,
         warn=ctx.out.warn,
     )
     ctx.out.record(

@@ -55,10 +55,26 @@ def _what(record: Mapping[str, Any]) -> str:
     name = f"`{_plain(base['repo'])}`" if base["repo"] else "A base without a name"
     revision = f", revision `{_plain(base['revision'])}`" if base["revision"] else ""
     many = len(record["adapters"]) > 1
-    what = "the adapters below, merged and" if many else "the adapter below"
+    what = (
+        f"the adapters below, merged ({_method(record['recipe'])}) and"
+        if many
+        else "the adapter below"
+    )
     return (
-        f"{name}{revision}, with {what} baked into its weights: it loads like any model, without PEFT.\n"
+        f"{name}{revision}, with {what} baked into its weights: it loads like any model, without PEFT.{_form(record)}\n"
         f"The base's weights have the fingerprint `{base['fingerprint']}`."
+    )
+
+
+def _method(recipe: Mapping[str, Any]) -> str:
+    steps = recipe.get("steps") or [recipe]
+    return ", then ".join(_plain(step["method"]) for step in steps)
+
+
+def _form(record: Mapping[str, Any]) -> str:
+    quantised = record.get("quantize")
+    return (
+        f" Its linear weights are in 4 bits ({_plain(quantised['method'])})." if quantised else ""
     )
 
 

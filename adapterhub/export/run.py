@@ -34,6 +34,7 @@ from adapterhub.merge.stages import delta_of
 from adapterhub.runs import running
 from adapterhub.same_base import shared_base
 from adapterhub.store import Resolved, Store
+from adapterhub.words import counted
 
 ProgressFactory = Callable[[str, float | None], AbstractContextManager[Any]]
 
@@ -72,6 +73,7 @@ def export(
     verify: Depth = "weights",
     allow_mismatch: bool = False,
     resources: Resources = DEFAULTS,
+    note: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Writes base + merged delta, untruncated, as a model folder.
@@ -144,7 +146,11 @@ def export(
                 run.event("verified", bake_loss=report["bake_loss"]["total"])
                 return {"verified": report}
 
+            shards_kept = 0
+
             def finished(name: str, kept: bool) -> None:
+                nonlocal shards_kept
+                shards_kept += kept
                 run.event("shard", name=name, of=len(form.shards), kept=kept)
 
             with (transfer or progress)(f"Writing {folder.name}", size) as bar:
@@ -163,6 +169,10 @@ def export(
                     listener=Listener(bar.advance, finished, warn),
                     check=check,
                 )
+    if shards_kept:
+        note(
+            f"{shards_kept} of {counted(len(form.shards), 'shard')} were there already, and were kept"
+        )
     if report:
         told = warning(report, [parent.label for parent in parents], model.label)
         if told is not None:

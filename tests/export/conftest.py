@@ -70,6 +70,7 @@ class Exporter:
         resume: bool = False,
         resources: Resources = ONE,
         allow_mismatch: bool = False,
+        note: Callable[[str], None] = lambda _: None,
         warn: Callable[[str], None] = lambda _: None,
         **parameters: Any,
     ) -> Exported:
@@ -95,6 +96,7 @@ class Exporter:
             resume=resume,
             allow_mismatch=allow_mismatch,
             resources=resources,
+            note=note,
             warn=warn,
         )
 

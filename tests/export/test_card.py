@@ -35,6 +35,17 @@ def test_the_hub_learns_the_base_and_that_it_was_merged(tmp_path: Path) -> None:
     assert f"revision `{'a' * 40}`" in card
 
 
+def test_what_was_done_is_named(tmp_path: Path) -> None:
+    two = [{"name": name, "digest": "sha256:1"} for name in ("a", "b")]
+    recipe = {"steps": [{"method": "ties"}, {"method": "linear"}]}
+    card = model_card(
+        {**RECORD, "adapters": two, "recipe": recipe, "quantize": {"method": "nf4"}}, tmp_path
+    )
+    assert "merged (ties, then linear)" in card
+    assert "in 4 bits (nf4)" in card
+    assert "4 bits" not in model_card(RECORD, tmp_path)
+
+
 def test_a_base_without_a_name_is_not_claimed(tmp_path: Path) -> None:
     record = {**RECORD, "base": {"repo": None, "revision": None, "fingerprint": "sha256:f"}}
     found = metadata(model_card(record, tmp_path), tmp_path)

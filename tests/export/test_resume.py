@@ -92,7 +92,9 @@ def test_finished_shards_are_kept_and_gone_on_with(
         name: (partial / "model" / name).stat().st_size for name in kept
     }
 
-    exporter([adapter], base, into=into, resume=True)
+    notes: list[str] = []
+    exporter([adapter], base, into=into, resume=True, note=notes.append)
+    assert notes[0].startswith(f"{len(kept)} of ")
     assert listing(into) == expected
     assert {name: (into / name).stat().st_ino for name in kept} == kept
     told = {e["name"]: e["kept"] for e in events(exporter) if e["event"] == "shard"}

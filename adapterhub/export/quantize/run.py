@@ -10,6 +10,7 @@ from typing import Any
 
 from adapterhub.base import read_base
 from adapterhub.export.bake import RECORD_NAME
+from adapterhub.export.card import CARD_NAME, model_card
 from adapterhub.export.quantize.calibrated import (
     Method,
     find_python,
@@ -95,6 +96,7 @@ def export_calibrated(
             )
             record = {**record, "quantize": report}
             (building / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
+            (building / CARD_NAME).write_text(model_card(record, model.path))
     finally:
         remove(unquantised)
     size = sum(shard.stat().st_size for shard in read_base(folder).shards)
