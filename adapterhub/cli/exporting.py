@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,7 @@ from adapterhub.words import human_size
 
 if TYPE_CHECKING:
     from adapterhub.export.run import Exported
+    from adapterhub.store import Resolved
 
 
 _FORM, _SAFETY = "What is written", "Safety"
@@ -146,8 +147,6 @@ def export(
             hint="Verify the unquantised export, or leave --verify-all out.",
         )
     require_extra("torch", "merge")
-    from adapterhub.export.checked import in_words
-
     done = _exporting(quantize, calibration, calibration_rows, resume)(
         ctx.store,
         parents,
@@ -164,20 +163,26 @@ def export(
         note=ctx.out.note,
         warn=ctx.out.warn,
     )
-    ctx.out.record(
-        {
-            "folder": str(done.folder),
-            "base": done.base.label,
-            "adapters": [parent.label for parent in parents],
-            "changed": f"{done.tensors_changed} of {done.tensors_total} tensors",
-            "size": human_size(done.size),
-            "untied": done.untied,
-            "base_view": done.view.record(),
-            "quantized": done.quantized,
-            "verified": done.verified if ctx.out.mode == "json" else in_words(done.verified),
-        },
-        ids=("folder",),
-    )
+    ctx.out.record(_told(done, parents, words=ctx.out.mode == "human"), ids=("folder",))
+
+
+def _told(done: Exported, parents: Sequence[Resolved], *, words: bool) -> dict[str, Any]:
+    """What was written, as a document or for people."""
+    from adapterhub.export.checked import in_words
+
+    changed, total = done.tensors_changed, done.tensors_total
+    view = done.view.record()
+    return {
+        "folder": str(done.folder),
+        "base": done.base.label,
+        "adapters": [parent.label for parent in parents],
+        "changed": f"{changed} of {total} tensors" if words else {"tensors": changed, "of": total},
+        "size": human_size(done.size) if words else done.size,
+        "untied": done.untied,
+        "base_view": view["view"] if words and not view["trained_on"] else view,
+        "quantized": done.quantized,
+        "verified": in_words(done.verified) if words else done.verified,
+    }
 
 
 def _exporting(

@@ -63,3 +63,17 @@ def test_an_adapter_with_whole_weights_is_not_said_to_be_unfit_for_export(
     extra = {"base_model.model.lm_head.weight": torch.ones(160, 64)}
     folder = make_adapter("head", modules_to_save=["lm_head"], extra=extra)
     assert "not exported" not in call("add", folder, "--name", "head").err
+
+
+def test_json_has_numbers_where_people_get_words(
+    tone: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    words: list[str | Path] = ["export", tone, "--base", tiny_llama, "--no-verify", "-o"]
+    document = call(*words, tmp_path / "a", "--json").json
+    assert document["changed"].keys() == {"tensors", "of"}
+    assert document["size"] == (tmp_path / "a" / "model.safetensors").stat().st_size
+    assert document["base_view"]["view"] == "original"
+    assert document["verified"] == {}
+    told = call(*words, tmp_path / "b").out
+    assert f"{document['changed']['tensors']} of {document['changed']['of']} tensors" in told
+    assert "not checked" in told
