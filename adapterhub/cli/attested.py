@@ -76,9 +76,18 @@ def _evaluated(body: Mapping[str, Any]) -> str:
 
 def _exported(body: Mapping[str, Any]) -> str:
     result, base = _inner(body, "result"), _inner(body, "base")
-    loss, weights = _inner(result, "bake_loss").get("total"), _inner(result, "weights")
+    loss, share = (
+        _inner(result, "bake_loss").get("total"),
+        _inner(result, "logits").get("share_lost"),
+    )
     of = base.get("repo") or short(str(base.get("fingerprint")))
-    return f"exported into {of}: {_number(loss)} of the delta lost by rounding to {weights.get('dtype')}"
+    dtype = _inner(result, "weights").get("dtype")
+    told = f"exported into {of}: rounding to {dtype} adds noise of {_percent(loss)} of the delta's size"
+    return told if share is None else f"{told}, {_percent(share)} of its effect on the logits"
+
+
+def _percent(value: object) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else "an unknown part"
 
 
 def _number(value: object) -> str:
