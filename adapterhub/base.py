@@ -83,12 +83,16 @@ class BaseModel:
         first = named[0] if isinstance(named, list) and named else None
         return first if isinstance(first, str) else None
 
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The language model's part of the configuration of a model that is more; empty where there is none."""
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, dict) else {}
+
     @cached_property
     def tied(self) -> bool:
         """Whether the head shares the input embedding's weight."""
-        text = self.config.get("text_config")
-        inner = text if isinstance(text, dict) else {}
-        stated = self.config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
+        stated = self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings"))
         if stated is not None:
             return bool(stated)
         return not any(name.endswith(f".{HEAD_NAME}") or name == HEAD_NAME for name in self.tensors)
@@ -132,6 +136,10 @@ class BaseModel:
         if not isinstance(kind, str) or kind not in _CONV1D_MODELS:
             return False
         return module.rpartition(".")[2] in _CONV1D_MODULES
+
+    def stores_across(self, name: str, module: Shaped) -> bool:
+        """Whether the weight of the adapter's module `name` is stored (in, out): an embedding, or a Conv1D."""
+        return module.embedding or self.is_conv1d(name)
 
     @property
     def claim(self) -> BaseClaim:
@@ -229,7 +237,7 @@ def place(modules: Mapping[str, Shaped], base: BaseModel) -> Placed:
             missing.append(name)
             continue
         shape = (module.out_features, module.in_features)
-        across = module.embedding or base.is_conv1d(name)
+        across = base.stores_across(name, module)
         if base.tensors[tensor].shape != (shape[::-1] if across else shape):
             found = list(base.tensors[tensor].shape)
             misshapen.append(f"{name}: the adapter is for {list(shape)}, the base has {found}")

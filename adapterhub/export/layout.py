@@ -46,6 +46,11 @@ class Summed:
 Origin = Stored | Summed
 
 
+def path_of(origin: Origin) -> Path:
+    """The file that is read."""
+    return origin.path if isinstance(origin, Stored) else origin.info.path
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor of the result: the parts it is made of follow each other, each of whole rows."""

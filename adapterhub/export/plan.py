@@ -15,11 +15,11 @@ from typing import Any
 
 from adapterhub.base import HEAD_NAME, BaseModel, Verdict, claims_differ
 from adapterhub.errors import IncompatibleError, OutOfSpaceError, UnsupportedError
-from adapterhub.export.whole import Replaced, beside_whole, replaced, source_of
+from adapterhub.export.whole import Replaced, beside_whole, replaced, source_of, written_as
 from adapterhub.formats.safetensors import TensorInfo
 from adapterhub.fsio import require_free
 from adapterhub.lora.adapter import Adapter
-from adapterhub.store import Store, misfit
+from adapterhub.store import misfit
 from adapterhub.words import human_size, some
 
 BAKEABLE = ("F32", "F16", "BF16")
@@ -70,17 +70,17 @@ class ExportPlan:
             told["tie_word_embeddings"] = False
         if self.replaced.vocabulary is not None:
             told["vocab_size"] = self.replaced.vocabulary
-        inner = self.base.config.get("text_config")
-        if isinstance(inner, dict) and (deeper := {k: v for k, v in told.items() if k in inner}):
+        inner = self.base.text_config
+        if deeper := {key: value for key, value in told.items() if key in inner}:
             stated = {k: v for k, v in told.items() if k in self.base.config or k not in inner}
             return {**stated, "text_config": {**inner, **deeper}}
         return told
 
 
 def make_plan(
-    store: Store,
     adapters: Sequence[Adapter],
     base: BaseModel,
+    verdicts: Mapping[str, Verdict],
     whole: Mapping[str, tuple[int, ...]],
     *,
     allow_mismatch: bool,
@@ -88,6 +88,7 @@ def make_plan(
     """Raises IncompatibleError where an adapter doesn't fit, UnsupportedError for weights that can't be added to.
 
     Args:
+        verdicts: by digest, whether each adapter fits.
         whole: the whole trained tensors of the result by their names in the adapters, and their shapes.
     """
     taken = replaced(base, whole, adapters)
@@ -95,22 +96,19 @@ def make_plan(
     transposed: set[str] = set()
     overridden: list[str] = []
     for adapter in adapters:
-        verdict = store.fit(adapter.resolved, base)
+        verdict = verdicts[adapter.resolved.digest]
         beside = beside_whole(adapter, base, verdict, whole)
         overridden += _require_fit(adapter, base, verdict, beside, allow_mismatch=allow_mismatch)
         placement.update({**verdict.placement, **beside})
         transposed |= verdict.transposed
         transposed |= {
-            module
-            for module in beside
-            if adapter.modules[module].embedding or base.is_conv1d(module)
+            module for module in beside if base.stores_across(module, adapter.modules[module])
         }
     _require_floats(base, [*placement.values(), *taken.sources(base)])
-    targets = {}
-    for module, tensor in placement.items():
-        head = module.rpartition(".")[2] == HEAD_NAME.removesuffix(".weight")
-        written = HEAD_NAME if head and tensor == base.embedding else tensor
-        targets[written] = Target(module, tensor, module in transposed)
+    targets = {
+        written_as(base, module, tensor): Target(module, tensor, module in transposed)
+        for module, tensor in placement.items()
+    }
     untied = base.tied and bool(
         targets.keys() & {base.embedding, HEAD_NAME}
         or HEAD_NAME in taken.names
@@ -154,9 +152,7 @@ def _require_known_ties(plan: ExportPlan) -> None:
     base = plan.base
     if not base.tied or base.embedding is not None:
         return
-    text = base.config.get("text_config")
-    inner = text if isinstance(text, dict) else {}
-    size = base.config.get("vocab_size", inner.get("vocab_size"))
+    size = base.config.get("vocab_size", base.text_config.get("vocab_size"))
     touched = [
         name
         for name in (*plan.targets, *plan.replaced.names)

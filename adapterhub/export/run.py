@@ -107,8 +107,8 @@ def export(
         for adapter in adapters:
             require_plain(adapter.facts, adapter.label, "exported", dora=True, whole=True)
         shapes = whole_shapes(adapters, recipe)
-        plan = make_plan(store, adapters, model, shapes, allow_mismatch=allow_mismatch)
         verdicts = {one.resolved.digest: store.fit(one.resolved, model) for one in adapters}
+        plan = make_plan(adapters, model, verdicts, shapes, allow_mismatch=allow_mismatch)
         stages, whole = stages_on(adapters, recipe, weights, verdicts)
         for remark in recipe.idle_rules({n for stage in stages.values() for n in stage.shapes}):
             warn(remark)

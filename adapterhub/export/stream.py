@@ -22,12 +22,12 @@ import torch
 
 from adapterhub.errors import FormatError
 from adapterhub.export.copying import Copier, Source, write_at
-from adapterhub.export.layout import WIDTHS, Piece, Shard, Stored, Summed
+from adapterhub.export.layout import WIDTHS, Piece, Shard, Stored, Summed, path_of
 from adapterhub.lora.parallel import for_each
 from adapterhub.lora.rows import Factored, Rows, tiles
 from adapterhub.merge.weights import matrix_shape
 
-_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _STEP = 32 * 2**20
 """Bytes of one task: after it progress is told and Ctrl-C is heard."""
 _BLOCK = 2**20
@@ -74,32 +74,39 @@ def write_shards(
 
     Raises FormatError where a sum doesn't fit its dtype or a base shard ends early, OSError where the disk fails.
     """
-    files = [_Output(shard, folder / shard.name) for shard in shards]
+    files = [Output(shard, folder / shard.name) for shard in shards]
     tasks = _in_lanes([list(_tasks(file, delta_of)) for file in files])
     threads = budget.threads([task.piece for task in tasks])
-    paths = {_path(piece) for shard in shards for piece in shard.pieces}
+    paths = {path_of(piece.origin) for shard in shards for piece in shard.pieces}
     with ExitStack() as stack:
         sources = {path: stack.enter_context(Source.opened(path)) for path in paths}
         for file in files:
             stack.callback(file.close)
         writer = _Writer(sources, budget, threads, finished, len(tasks), seen)
-        told = 0
-
-        def done() -> None:
-            nonlocal told
-            now = writer.written
-            advance(now - told)
-            told = now
-
+        done = telling(lambda: writer.written, advance)
         for_each(tasks, writer.write, workers=threads, done=done)
 
 
-class _Output:
+def telling(written: Callable[[], int], advance: Callable[[int], None]) -> Callable[[], None]:
+    """What tells `advance` of the bytes written since it was called last."""
+    told = 0
+
+    def tell() -> None:
+        nonlocal told
+        now = written()
+        advance(now - told)
+        told = now
+
+    return tell
+
+
+class Output:
     """A shard on its way to the disk; opened by the first task, closed after the last."""
 
     def __init__(self, shard: Shard, path: Path) -> None:
         self.shard, self.path = shard, path
         self.left = 0
+        """Tasks that aren't done."""
         self._descriptor: int | None = None
         self._changing = threading.Lock()
 
@@ -109,8 +116,11 @@ class _Output:
             if self._descriptor is None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
                 self._descriptor = os.open(self.path, flags, 0o666)
-                write_at(self._descriptor, memoryview(self.shard.header), 0)
+                self._begin(self._descriptor)
             return self._descriptor
+
+    def _begin(self, descriptor: int) -> None:
+        write_at(descriptor, memoryview(self.shard.header), 0)
 
     def is_last(self) -> bool:
         """Counts one task as done; whether it was the last."""
@@ -145,8 +155,8 @@ class _Delta:
             delta = self._opener()
             if not isinstance(delta, Factored):
                 return delta, True
-            if transposed:  # (b·a)ᵀ = aᵀ·bᵀ, of which rows can be had as they are stored
-                delta = Factored(delta.a.T.contiguous(), delta.b.T.contiguous())
+            if transposed:
+                delta = delta.across
             self._shared = delta if self.tasks else None
             return delta, False
 
@@ -155,14 +165,14 @@ class _Delta:
 class _Task:
     """A part of a piece: bytes [first, last) of stored ones, rows of others."""
 
-    file: _Output
+    file: Output
     piece: Piece
     first: int
     last: int
     delta: _Delta | None = None
 
 
-def _tasks(file: _Output, delta_of: Callable[[str], Rows]) -> Iterator[_Task]:
+def _tasks(file: Output, delta_of: Callable[[str], Rows]) -> Iterator[_Task]:
     for piece in file.shard.pieces:
         origin = piece.origin
         if isinstance(origin, Stored):
@@ -281,16 +291,16 @@ class _Writer:
             source.announce(origin.info.start + first * width * read, (last - first) * width * read)
         tall = _rows(next(tiles((height, width))))
         block = tall * self._tiles_at_once(piece)
-        raw = self._room.take("read", block * width, _TORCH[origin.info.dtype])
+        raw = self._room.take("read", block * width, TORCH[origin.info.dtype])
         out = raw if read == wrote and origin.info.dtype == piece.dtype else (
-            self._room.take("write", block * width, _TORCH[piece.dtype])
+            self._room.take("write", block * width, TORCH[piece.dtype])
         )  # fmt: skip
         wide = self._room.take("wide", tall * width, torch.float32).view(tall, width)
         room = self._room.take("delta", tall * width, torch.float32).view(tall, width)
         for begin in range(first, last, block):
             count = (min(last, begin + block) - begin) * width
             if base is None:
-                source.read_into(_bytes(raw[:count]), origin.info.start + begin * width * read)
+                source.read_into(bytes_of(raw[:count]), origin.info.start + begin * width * read)
             with self._turns:
                 for a, b in _steps(count // width, tall):
                     tile, sums = slice(a * width, b * width), wide[: b - a]
@@ -302,8 +312,8 @@ class _Writer:
                         self._fill(delta, begin + a, begin + b, room[: b - a])
                         sums.add_(room[: b - a])
                     out[tile].view(b - a, width).copy_(sums)  # ... and round once
-                    _require_finite(out[tile], piece)
-            write_at(target, _bytes(out[:count]), piece.start + begin * width * wrote)
+                    require_finite(out[tile], piece.name, piece.dtype)
+            write_at(target, bytes_of(out[:count]), piece.start + begin * width * wrote)
         return (last - first) * width * wrote
 
     def _strips(self, task: _Task, delta: Rows) -> None:
@@ -315,7 +325,7 @@ class _Writer:
         assert isinstance(origin, Summed)
         height, width = matrix_of(origin)  # (in, out)
         _allocate(task.file.descriptor, task.file.shard.size)
-        read, wrote = _TORCH[origin.info.dtype], _TORCH[piece.dtype]
+        read, wrote = TORCH[origin.info.dtype], TORCH[piece.dtype]
         stored = mmap.mmap(self.sources[origin.info.path].descriptor, 0, access=mmap.ACCESS_COPY)
         written = mmap.mmap(task.file.descriptor, 0, access=mmap.ACCESS_WRITE)
         before = _matrix(stored, origin.info.start, read, height, width)
@@ -341,7 +351,7 @@ class _Writer:
                         sums = room.view(-1, width)[:, left:right].clone()
                     sums += held[:, top:bottom].T
                     rounded = sums.to(after.dtype)
-                    _require_finite(rounded, piece)
+                    require_finite(rounded, piece.name, piece.dtype)
                     after[top:bottom, left:right] = rounded
 
     def _fill(self, delta: Rows, first: int, last: int, out: torch.Tensor) -> None:
@@ -378,11 +388,14 @@ def _tile_bytes(piece: Piece) -> int:
     return _rows(next(tiles((height, width)))) * width * widest
 
 
-def _require_finite(rounded: torch.Tensor, piece: Piece) -> None:
+def require_finite(rounded: torch.Tensor, name: str, dtype: str) -> None:
+    """FormatError where a value of a merged weight is none."""
+    if not rounded.numel():
+        return
     low, high = torch.aminmax(rounded)  # which pass NaN on
     if not (math.isfinite(low) and math.isfinite(high)):
         raise FormatError(
-            f"The merged weight {piece.name} doesn't fit into {piece.dtype}.",
+            f"The merged weight {name} doesn't fit into {dtype}.",
             why="It overflows, or the base itself holds NaN or infinity.",
             hint="Export into a float32 or bfloat16 copy of the base.",
         )
@@ -403,12 +416,9 @@ def _allocate(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _bytes(values: torch.Tensor) -> memoryview:
+def bytes_of(values: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, where they lie."""
     return values.view(torch.uint8).numpy().data
-
-
-def _path(piece: Piece) -> Path:
-    return piece.origin.path if isinstance(piece.origin, Stored) else piece.origin.info.path
 
 
 def _rows(tile: tuple[int, int]) -> int:

@@ -70,7 +70,7 @@ def beside_whole(
     found = {}
     for name in adapter.modules.keys() - verdict.placement.keys():
         module = adapter.modules[name]
-        across = module.embedding or base.is_conv1d(name)
+        across = base.stores_across(name, module)
         shape = (module.out_features, module.in_features)
         twin = counterpart(base, f"{name}.weight")
         if twin is not None and whole.get(f"{name}.weight") == (shape[::-1] if across else shape):
@@ -109,6 +109,12 @@ def source_of(base: BaseModel, name: str) -> str:
     return name if name in base.tensors else str(base.embedding)
 
 
+def written_as(base: BaseModel, module: str, tensor: str) -> str:
+    """The name of the tensor written for what the adapter calls `module`, found as `tensor`: a tied head is its own."""
+    head = module.rpartition(".")[2] == HEAD_NAME.removesuffix(".weight")
+    return HEAD_NAME if head and tensor == base.embedding else tensor
+
+
 def replaced(
     base: BaseModel, whole: Mapping[str, tuple[int, ...]], adapters: Sequence[Adapter]
 ) -> Replaced:
@@ -126,8 +132,7 @@ def replaced(
         if twin is None:
             lone.append(name)
             continue
-        head = name.removesuffix(".weight").rpartition(".")[2] == HEAD_NAME.removesuffix(".weight")
-        written = HEAD_NAME if head and twin == base.embedding else twin
+        written = written_as(base, name.removesuffix(".weight"), twin)
         there = base.tensors[twin].shape
         if names.get(written, name) != name:
             raise IncompatibleError(

@@ -49,6 +49,11 @@ class Factored:
     def rank(self) -> int:
         return self.b.shape[1]
 
+    @property
+    def across(self) -> Factored:
+        """The transpose, of which rows can be had as they are stored: (b·a)ᵀ = aᵀ·bᵀ."""
+        return Factored(self.a.T.contiguous(), self.b.T.contiguous())
+
     def fill(self, first: int, last: int, out: torch.Tensor) -> None:
         torch.mm(self.b[first:last], self.a, out=out)
 

@@ -75,7 +75,8 @@ class Checker:
             opened(store, parents, "exported", plain=False) as adapters,
             opened_base(model, device) as weights,
         ):
-            plan = make_plan(store, adapters, model, {}, allow_mismatch=False)
+            verdicts = {one.resolved.digest: store.fit(one.resolved, model) for one in adapters}
+            plan = make_plan(adapters, model, verdicts, {}, allow_mismatch=False)
             dora = {
                 a.resolved.digest: store.fit(a.resolved, model)
                 for a in adapters

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 
-from adapterhub.errors import FormatError
 from adapterhub.export.copying import Copier, Source, write_at
-from adapterhub.export.layout import WIDTHS, Piece, Shard, Stored, Summed, Tensor
+from adapterhub.export.layout import WIDTHS, Piece, Shard, Stored, Summed, Tensor, path_of
 from adapterhub.export.quantize.fourbit import (
     BLOCK,
     NESTED_BLOCK,
@@ -33,14 +32,21 @@ from adapterhub.export.quantize.fourbit import (
     settle,
 )
 from adapterhub.export.quantize.linears import Linear
-from adapterhub.export.stream import Budget, matrix_of
+from adapterhub.export.stream import (
+    TORCH,
+    Budget,
+    Output,
+    bytes_of,
+    matrix_of,
+    require_finite,
+    telling,
+)
 from adapterhub.export.whole import Seen
 from adapterhub.formats.safetensors import encode_header
 from adapterhub.lora.parallel import for_each
 from adapterhub.lora.rows import Factored, Held, Rows, tiles, whole
 
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
-_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DIGITS = 8
 """Characters by which a float may be longer in a text than the one the room was reserved with."""
 
@@ -97,47 +103,26 @@ def write_in_4bit(
     for task in tasks:
         task.file.left += 1
     writer = _Writer(weights, delta_of, how, finished, len(tasks))
-    told = 0
-
-    def done() -> None:
-        nonlocal told
-        now = writer.written
-        advance(now - told)
-        told = now
-
+    done = telling(lambda: writer.written, advance)
     with ExitStack() as stack:
         for file in files:
             stack.callback(file.close)
         for_each(tasks, writer.write, workers=budget.workers, done=done)
 
 
-class _File:
-    """A shard on its way to the disk. Where each tensor goes is known from the start; the texts come last."""
+class _File(Output):
+    """A shard whose texts come last, and with them its header. Where every other tensor goes is known from the start."""
 
     def __init__(self, shard: Shard, path: Path) -> None:
-        self.shard, self.path = shard, path
-        self.left = 0
+        super().__init__(shard, path)
         self.places = {piece.name: piece for piece in shard.pieces}
         self.texts: dict[str, bytes] = {}
-        self._descriptor: int | None = None
-        self._changing = threading.Lock()
 
-    @property
-    def descriptor(self) -> int:
-        with self._changing:
-            if self._descriptor is None:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-                self._descriptor = os.open(self.path, flags, 0o666)
-            return self._descriptor
+    def _begin(self, descriptor: int) -> None:
+        """The header is written by `finish`."""
 
     def put(self, name: str, data: memoryview) -> None:
         write_at(self.descriptor, data, self.places[name].start)
-
-    def is_last(self) -> bool:
-        """Counts one tensor as done; whether it was the last."""
-        with self._changing:
-            self.left -= 1
-            return self.left == 0
 
     def finish(self) -> Shard:
         """Writes texts and header, flushes, and says what the file is."""
@@ -160,11 +145,6 @@ class _File:
         os.fsync(self.descriptor)
         self.close()
         return Shard(self.shard.name, header, self.shard.tensors, tuple(pieces))
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +189,7 @@ class _Writer:
                 at += part.size
                 continue
             for values in self._sums(part, task.tensor):
-                write_at(task.file.descriptor, _bytes(values), at)
+                write_at(task.file.descriptor, bytes_of(values), at)
                 at += values.numel() * values.itemsize
         return at - start
 
@@ -227,12 +207,12 @@ class _Writer:
         found = []
         for values in _whole_blocks(stretches):
             packed, absmax = quantise(values.to(how.torch_dtype), how.kind)
-            write_at(task.file.descriptor, _bytes(packed.flatten()), at)
+            write_at(task.file.descriptor, bytes_of(packed.flatten()), at)
             at += packed.numel()
             found.append(absmax)
         scales = settle(found, how)
         for suffix, tensor in as_stored(scales, _shape(task.tensor, linear), how).items():
-            data = _bytes(tensor.contiguous().flatten())
+            data = bytes_of(tensor.contiguous().flatten())
             if suffix.startswith("quant_state."):
                 task.file.texts[f"{name}.{suffix}"] = bytes(data)
             else:
@@ -260,20 +240,15 @@ class _Writer:
             if delta is not None:
                 delta.fill(first, last, room[: last - first])
                 total += room[: last - first]
-            rounded = total.to(_TORCH[tensor.dtype])
-            if not torch.isfinite(rounded).all():
-                raise FormatError(
-                    f"The merged weight {tensor.name} doesn't fit into {tensor.dtype}.",
-                    why="It overflows, or the base itself holds NaN or infinity.",
-                    hint="Export into a float32 or bfloat16 copy of the base.",
-                )
+            rounded = total.to(TORCH[tensor.dtype])
+            require_finite(rounded, tensor.name, tensor.dtype)
             yield rounded.flatten()
 
 
 def _across(delta: Rows) -> Rows:
     """A delta (out, in) for a weight stored (in, out). One that isn't in factors is held whole."""
-    if isinstance(delta, Factored):  # (b·a)ᵀ = aᵀ·bᵀ
-        return Factored(delta.a.T.contiguous(), delta.b.T.contiguous())
+    if isinstance(delta, Factored):
+        return delta.across
     return Held(whole(delta).T.contiguous())
 
 
@@ -326,8 +301,7 @@ def _six(tensor: Tensor, linear: Linear, how: FourBit) -> Iterator[Tensor]:
 
 
 def _made(tensor: Tensor, suffix: str, dtype: str, shape: tuple[int, ...], size: int) -> Tensor:
-    part = tensor.parts[0]
-    path = part.path if isinstance(part, Stored) else part.info.path
+    path = path_of(tensor.parts[0])
     return Tensor(f"{tensor.name}{suffix}", dtype, shape, (Stored(path, 0, size),))
 
 
@@ -337,7 +311,3 @@ def _is_text(tensor: Tensor) -> bool:
 
 def _shape(tensor: Tensor, linear: Linear) -> tuple[int, ...]:
     return tensor.shape[::-1] if linear.transposed else tensor.shape
-
-
-def _bytes(values: torch.Tensor) -> memoryview:
-    return values.view(torch.uint8).numpy().data
