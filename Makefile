@@ -20,7 +20,7 @@ export RUSTUP_HOME ?= $(CURDIR)/.cache/rustup
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check crash fuzz bench-store bench-merge bench-methods bench-export format lock clean
+.PHONY: help setup demo test check crash fuzz bench-store bench-merge bench-methods bench-export bench-train format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-methods: setup ## every merge method on the demo's two adapters: perplexit
 
 bench-export: setup ## what exporting 4 GB costs, beside cp and PEFT: BENCH="--growth", "--gb 2" or "--help"
 	$(BIN)/python -m tests.bench.bench_export $(BENCH)
+
+bench-train: setup ## tokens a second and memory beside a plain SFTTrainer script (after make demo)
+	$(BIN)/python -m tests.bench.bench_train $(BENCH)
 
 format: setup ## let ruff write the format and the fixes that are safe
 	$(BIN)/ruff check --fix-only

@@ -264,7 +264,7 @@ def put_in_place(building: Path, target: Path, *, overwrite: bool) -> None:
     try:
         for root, _, files in os.walk(building):
             for name in files:
-                _flush(Path(root) / name)
+                flush(Path(root) / name)
             fsync_directory(Path(root))
         if overwrite and os.path.lexists(target):
             os.rename(target, old)
@@ -286,7 +286,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Makes the bytes of a file durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

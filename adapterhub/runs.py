@@ -5,6 +5,7 @@ The progress bar, the logs and the live screens all read the same events, so clo
 
 from __future__ import annotations
 
+import fcntl
 import json
 import secrets
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from adapterhub.errors import StoreLockedError
 from adapterhub.fsio import make_directory
 
+EVENTS = "events.jsonl"
+"""The file of a run's events, one JSON object a line."""
 Outcome = Literal["done", "failed", "interrupted"]
 
 
@@ -44,7 +48,7 @@ class Run:
             "event": what,
             **fields,
         }
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+        with (self.path / EVENTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 
     def finish(self, outcome: Outcome, **fields: object) -> None:
@@ -53,9 +57,26 @@ class Run:
 
 
 @contextmanager
-def running(runs: Path, kind: str, recipe: Mapping[str, Any]) -> Iterator[Run]:
-    """A run whose outcome is recorded however the block ends."""
-    run = Run.create(runs, kind, recipe)
+def running(
+    runs: Path, kind: str, recipe: Mapping[str, Any], *, again: Run | None = None
+) -> Iterator[Run]:
+    """A run whose outcome is recorded however the block ends: a new one, or an old one that is gone on with (`again`).
+
+    Raises StoreLockedError where another process works on that one.
+    """
+    run = again or Run.create(runs, kind, recipe)
+    with run.path.joinpath("lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreLockedError(
+                f"The run {run.id} is being worked on by another process.",
+                hint="Wait until it ends, or stop it.",
+            ) from None
+        yield from _recorded(run)
+
+
+def _recorded(run: Run) -> Iterator[Run]:
     try:
         yield run
     except KeyboardInterrupt:

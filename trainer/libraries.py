@@ -17,12 +17,15 @@ from adapterhub.evaluate.models import hush_optional_kernels
 _LOGGERS = ("accelerate", "bitsandbytes", "datasets", "peft", "py.warnings", "transformers", "trl")
 
 
-def require_libraries() -> None:
-    """MissingDependencyError, with what to install, when one of the trainer's libraries is missing."""
+def require_libraries(*, several: bool = False) -> None:
+    """MissingDependencyError, with what to install, when one of the trainer's libraries is missing.
+
+    `several`: this process will start those that train, each on a GPU of its own.
+    """
     hush_optional_kernels()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if "WORLD_SIZE" not in os.environ:
+    if not several and "WORLD_SIZE" not in os.environ:
         # Without a launcher one process trains on one GPU; several visible ones would be used badly (DataParallel).
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     for name in ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets"):

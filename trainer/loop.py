@@ -1,33 +1,43 @@
-"""The training loop: trl's SFTTrainer on rows we tokenised ourselves, with its events written to the run.
+"""The training loop: trl's SFTTrainer on rows we tokenised ourselves, with a lean loss and rows that stay apart.
 
-The rows come with their labels, so what trl trains on is what `adapterhub.data.masking` marked and `eval` scores.
+The rows come with their labels, so what trl trains on is what `adapterhub.data.masking` marked and `eval` scores. What
+differs from a plain SFTTrainer is what the step costs: no logits (`head`), no attention across rows (`attention`), no
+metrics that nobody asked for.
 """
 
 from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+import torch
+from transformers import Trainer as HFTrainer
 from trl import SFTConfig, SFTTrainer
 
-from adapterhub.errors import AdapterHubError
-from adapterhub.evaluate.scoring import summed_nll
+from adapterhub.trainer.attention import Apart, rows_apart
+from adapterhub.trainer.checkpoints import load_trainable, save_trainable
+from adapterhub.trainer.head import install_lean_loss
+from adapterhub.trainer.ranks import here, sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
     from adapterhub.data import Encoded
-    from adapterhub.runs import Run
     from adapterhub.trainer.model import Device
     from adapterhub.trainer.recipe import Recipe
+
+_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 
 
 @dataclass
@@ -35,16 +45,6 @@ class Stop:
     """Set by the first Ctrl-C (or SIGTERM): training ends after the step that is being computed."""
 
     asked: bool = False
-
-
-@dataclass
-class History:
-    """What the loop has measured so far."""
-
-    steps: int = 0
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    epochs: float = 0.0
 
 
 def to_dataset(rows: Sequence[Encoded]) -> Any:
@@ -62,15 +62,30 @@ def packed_sequences(recipe: Recipe, rows: Sequence[Encoded]) -> int:
         return len(rows)
     from trl.data_utils import pack_dataset
 
-    return len(pack_dataset(to_dataset(rows), recipe.max_length, "bfd"))
+    return len(pack_dataset(to_dataset(rows), recipe.length, "bfd"))
 
 
-def steps_of(recipe: Recipe, sequences: int) -> int:
+def steps_of(recipe: Recipe, sequences: int, processes: int = 1) -> int:
     """Optimizer steps of the whole training."""
     if recipe.steps is not None:
         return recipe.steps
-    a_step = recipe.batch_size * recipe.gradient_accumulation
+    a_step = recipe.batch_size * recipe.gradient_accumulation * processes
     return max(1, math.ceil((recipe.epochs or 1) * math.ceil(sequences / a_step)))
+
+
+def optimizer_of(recipe: Recipe, device: Device) -> str:
+    """The recipe's optimizer, `auto` resolved: paged and 8-bit where a quantised base leaves a GPU little else to save."""
+    if recipe.optimizer != "auto":
+        return recipe.optimizer
+    if sharded():  # bitsandbytes' kernels know nothing of parts of a tensor
+        return "adamw"
+    return "paged_adamw_8bit" if recipe.method == "qlora" and device.kind == "cuda" else "adamw"
+
+
+def checkpoints_activations(recipe: Recipe, device: Device) -> bool:
+    """Whether activations are recomputed in the backward pass rather than kept."""
+    wanted = recipe.gradient_checkpointing
+    return device.kind == "cuda" if wanted is None else wanted
 
 
 def make_trainer(
@@ -80,107 +95,146 @@ def make_trainer(
     recipe: Recipe,
     device: Device,
     scratch: Path,
+    *,
+    apart: Apart | None = "rows",
 ) -> Trainer:
-    """A trainer for `model` (a PEFT model) on `rows`; `scratch` is a folder it may write to."""
-    checkpointing = recipe.gradient_checkpointing
+    """A trainer for `model` (a PEFT model) on `rows`; `scratch` is a folder it may write to.
+
+    Args:
+        recipe: with a number as its max_length.
+        apart: how rows that follow each other without padding are kept apart (`attention.how_rows_stay_apart`); None: they
+            aren't, so they are padded to the longest of a batch, and the recipe must not pack.
+    """
+    from accelerate import PartialState
+
+    processes = PartialState(cpu=device.kind == "cpu").num_processes
     config = SFTConfig(
-        output_dir=str(scratch),
-        max_steps=steps_of(recipe, packed_sequences(recipe, rows)),
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=_scheduler(recipe),
-        warmup_steps=recipe.warmup,  # below 1 it is a fraction of the steps
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        max_length=recipe.max_length,
+        **arguments(recipe, device, scratch),
+        max_steps=steps_of(recipe, packed_sequences(recipe, rows), processes),
+        max_length=recipe.length if recipe.packing else None,  # the rows are cut already
         packing=recipe.packing,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        use_cpu=device.kind == "cpu",
-        bf16=device.bf16,
-        gradient_checkpointing=device.kind == "cuda" if checkpointing is None else checkpointing,
-        dataloader_pin_memory=device.kind == "cuda",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        padding_free=apart is not None and not recipe.packing,
     )
     return Trainer(
-        model=model, args=config, train_dataset=to_dataset(rows), processing_class=tokenizer
+        model=model,
+        args=config,
+        train_dataset=to_dataset(rows),
+        processing_class=tokenizer,
+        loraplus_ratio=recipe.loraplus_ratio,
+        apart=apart,
     )
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc,unused-ignore] # trl's types are not followed
-    """SFTTrainer that sends nothing anywhere, prints nothing, and trains adapters in float32."""
+def arguments(recipe: Recipe, device: Device, scratch: Path) -> dict[str, Any]:
+    """The arguments that every objective has in common, as transformers calls them."""
+    return {
+        "output_dir": str(scratch),
+        "per_device_train_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        "learning_rate": recipe.learning_rate,
+        "optim": _OPTIMIZERS[optimizer_of(recipe, device)],
+        "lr_scheduler_type": _scheduler(recipe),
+        "warmup_steps": recipe.warmup,  # below 1 it is a fraction of the steps
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "neftune_noise_alpha": recipe.neftune_alpha,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "use_cpu": device.kind == "cpu",
+        "bf16": device.bf16,
+        "gradient_checkpointing": checkpoints_activations(recipe, device),
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "use_liger_kernel": device.kind == "cuda" and find_spec("liger_kernel") is not None,
+        "dataloader_pin_memory": device.kind == "cuda",
+        "ddp_find_unused_parameters": False,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",  # the watch says when
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
-    def __init__(self, **options: Any) -> None:
+
+class QuietTrainer(HFTrainer):  # type: ignore[misc,unused-ignore] # transformers' types are not followed
+    """What our trainers change in transformers' and trl's: nothing is sent or printed, adapters are trained in float32,
+    checkpoints hold the trained tensors as they are, and B may learn faster than A."""
+
+    def __init__(self, *, loraplus_ratio: float | None = None, **options: Any) -> None:
         from transformers.trainer_callback import PrinterCallback
 
-        super().__init__(**options)
-        self.remove_callback(PrinterCallback)
         # trl rounds the adapter of a 4-bit base to bf16; the optimizer is made later, so this is in time.
-        for parameter in options["model"].parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        trained = [(p, p.data) for p in options["model"].parameters() if p.requires_grad]
+        super().__init__(**options)
+        for parameter, exact in trained:
+            parameter.data = exact.to(parameter.device, torch.float32)
+        self.optimizer: Any
+        self.remove_callback(PrinterCallback)
+        self._loraplus_ratio = loraplus_ratio
+        self.tokens_seen = 0
+        """Tokens that went through the model, padding not counted."""
 
     def _send_telemetry(self) -> None:
         return
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer of the arguments; with LoRA+ (Hayou et al. 2024) B learns `loraplus_ratio` times faster than A."""
+        if self.optimizer is None and self._loraplus_ratio is not None:
+            from peft.optimizers import create_loraplus_optimizer
+
+            whole: Any = self.model
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, whole)
+            self.optimizer = create_loraplus_optimizer(
+                whole,
+                kind,
+                lr=settings.pop("lr"),
+                loraplus_lr_ratio=self._loraplus_ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **settings,
+            )
+        return super().create_optimizer(model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The trained tensors as they are in memory: what a resumed run needs. Adapters for people are saved elsewhere."""
+        ranks = here()
+        if ranks.computes:
+            save_trainable(
+                self.model, Path(str(output_dir or self.args.output_dir)), write=ranks.first
+            )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        HFTrainer._save_checkpoint(self, model, trial)  # trl's write a model card as well
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trainable(self.model, Path(resume_from_checkpoint))
+
+
+class Trainer(QuietTrainer, SFTTrainer):  # type: ignore[misc,unused-ignore]
+    """trl's SFTTrainer with the lean loss, and rows that follow each other without padding kept apart."""
+
+    def __init__(self, *, apart: Apart | None = "rows", **options: Any) -> None:
+        super().__init__(**options)
+        self._apart = apart
+        install_lean_loss(options["model"].get_base_model())
+        self.model_accepts_loss_kwargs = True  # the lean loss takes num_items_in_batch
+
+    def training_step(self, model: Any, *args: Any, **options: Any) -> Any:
+        with rows_apart(self.model) if self._apart == "rows" else nullcontext():
+            return super().training_step(model, *args, **options)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """trl's loss. On a CPU, where trl projects *every* position to the vocabulary, only the marked ones are."""
-        if return_outputs or self.args.device.type != "cpu":
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")
-        total, count = summed_nll(model, inputs, labels)
-        return total / max(1, int(count if num_items_in_batch is None else num_items_in_batch))
-
-
-class Reporter(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Writes each step to the run's events and tells the caller; stops when asked, or when the loss is lost."""
-
-    def __init__(self, run: Run, stop: Stop, on_step: Callable[[int, float], None]) -> None:
-        self._run = run
-        self._stop = stop
-        self._on_step = on_step
-        self._began = time.monotonic()
-        self.history = History()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._began = time.monotonic()
-        self._run.event("training", steps=state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.history.steps = state.global_step
-        self.history.epochs = float(state.epoch or 0)
-        self.history.seconds = time.monotonic() - self._began
-        if self._stop.asked:
-            control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise AdapterHubError(
-                f"The loss is {loss} at step {state.global_step}: the training has diverged.",
-                hint="Lower learning_rate, or raise warmup.",
-            )
-        self.history.losses.append(loss)
-        self._run.event(
-            "step",
-            step=state.global_step,
-            steps=state.max_steps,
-            loss=loss,
-            learning_rate=logs.get("learning_rate"),
-            grad_norm=logs.get("grad_norm"),
-            epoch=state.epoch,
-            seconds=round(time.monotonic() - self._began, 3),
-        )
-        self._on_step(state.global_step, loss)
+        """The mean over the batch's trained positions (of the whole step, where Trainer says how many it has)."""
+        mask = inputs.get("attention_mask")
+        self.tokens_seen += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch, use_cache=False)
+        loss = outputs.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # DDP averages what was divided by everybody's positions
+        return (loss, outputs) if return_outputs else loss
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The model to train: the base as it lies on disk or in NF4, with a fresh adapter on it.
+"""The model to train: the base as it lies on disk or in NF4, with an adapter on it.
 
 Whatever the precision of the base, the adapter is trained in float32: at a learning rate of 2e-4 a step is smaller than
 a bf16 weight can show.
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.errors import UsageError
-from adapterhub.words import did_you_mean
+from adapterhub.trainer.methods import adapter_config
+from adapterhub.trainer.ranks import sharded
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,8 @@ class Device:
     """cpu | cuda"""
     name: str
     dtype: str
+    index: int = 0
+    """Of the GPU this process computes on."""
 
     @property
     def bf16(self) -> bool:
@@ -36,36 +40,33 @@ class Device:
 
 
 def choose_device() -> Device:
-    """A GPU where there is one, else the CPU."""
+    """A GPU where there is one (with a launcher: this process's own), else the CPU."""
+    import os
     import platform
 
     import torch
 
     if torch.cuda.is_available():
+        index = int(os.environ.get("LOCAL_RANK", "0"))
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if native else "float32"
-        return Device("cuda", torch.cuda.get_device_name(0), dtype)
+        return Device("cuda", torch.cuda.get_device_name(index), dtype, index)
     return Device("cpu", platform.processor() or platform.machine(), "float32")
 
 
-def lora_config(recipe: Recipe) -> Any:
-    """The recipe's adapter as PEFT's configuration."""
-    from peft import LoraConfig
-
-    alpha = int(recipe.alpha) if recipe.alpha.is_integer() else recipe.alpha
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=recipe.rank,
-        lora_alpha=alpha,  # type: ignore[arg-type,unused-ignore] # a float is right; the annotation is not
-        lora_dropout=recipe.dropout,
-        target_modules=recipe.target_modules,
-        use_rslora=recipe.use_rslora,
-        bias="none",
-    )
-
-
-def load_for_training(recipe: Recipe, base: BaseModel, device: Device) -> Any:
+def load_for_training(
+    recipe: Recipe,
+    base: BaseModel,
+    device: Device,
+    *,
+    steps: int = 1000,
+    start: Path | None = None,
+) -> Any:
     """The base with the recipe's adapter, its random initialisation drawn from the recipe's seed.
+
+    Args:
+        steps: the training's length, for kinds that plan by it.
+        start: a PEFT folder whose adapter is trained on, in place of a fresh one.
 
     Raises UsageError when a target module is not in the model.
     """
@@ -74,64 +75,48 @@ def load_for_training(recipe: Recipe, base: BaseModel, device: Device) -> Any:
 
     dtype: torch.dtype = getattr(torch, device.dtype)
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if device.kind == "cuda" and find_spec("flash_attn") is not None:
+        options["attn_implementation"] = "flash_attention_2"
     if recipe.method == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype if sharded() else torch.uint8,
         )
-        options["device_map"] = {"": 0 if device.kind == "cuda" else "cpu"}
+        if not sharded():
+            options["device_map"] = {"": device.index if device.kind == "cuda" else "cpu"}
     model: Any = AutoModelForCausalLM.from_pretrained(base.path, **options)
-    if recipe.method == "lora":
+    if recipe.method == "lora" and not sharded():
         model = model.to(device.kind)
     set_seed(recipe.seed)
-    return attach(model, recipe, base)
+    return attach(model, recipe, base, steps=steps, start=start)
 
 
-def attach(model: Any, recipe: Recipe, base: BaseModel) -> Any:
-    """`model` with a fresh adapter that names its base by repository and revision, never by a path."""
-    from peft import get_peft_model
+def attach(
+    model: Any, recipe: Recipe, base: BaseModel, *, steps: int = 1000, start: Path | None = None
+) -> Any:
+    """`model` with an adapter that names its base by repository and revision, never by a path."""
+    from peft import PeftModel, get_peft_model
 
-    check_targets(model, recipe)
     model.name_or_path = base.repo or ""
-    return get_peft_model(model, lora_config(recipe), revision=base.revision)
+    if start is not None:
+        return PeftModel.from_pretrained(model, start, is_trainable=True)
+    return get_peft_model(model, adapter_config(recipe, model, steps), revision=base.revision)
 
 
-def meta_model(recipe: Recipe, base: BaseModel) -> Any:
+def meta_model(recipe: Recipe, base: BaseModel, *, steps: int = 1000) -> Any:
     """The adapted model without memory for its weights: for counting parameters of any size in a second."""
+    import msgspec
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(base.path, local_files_only=True)
+    # How the factors begin changes no shape, and there are no weights here to begin from.
+    plain = msgspec.structs.replace(recipe, init="default")
     with torch.device("meta"):
-        return attach(AutoModelForCausalLM.from_config(config), recipe, base)
-
-
-def check_targets(model: Any, recipe: Recipe) -> None:
-    """UsageError unless every listed target module is in the model (PEFT ignores the ones that aren't)."""
-    if isinstance(recipe.target_modules, str):
-        return
-    names = [name for name, module in model.named_modules() if hasattr(module, "weight")]
-    for target in recipe.target_modules:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            known = sorted(
-                {
-                    name.rpartition(".")[2]
-                    for name in names
-                    if hasattr(model.get_submodule(name), "in_features")
-                }
-            )
-            raise UsageError(
-                f"The recipe's target_modules names {target}, which is not in the base model.",
-                why=did_you_mean(target, known),
-                hint=f"Linear layers here: {', '.join(known)}; or `all-linear`.",
-            )
-        if target == "lm_head":
-            raise UsageError(
-                "The recipe's target_modules names lm_head, which can't be trained.",
-                why="The loss is computed from its weight directly, so an adapter on it would be ignored.",
-            )
+        return attach(AutoModelForCausalLM.from_config(config), plain, base, steps=steps)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

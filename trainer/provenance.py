@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.canonical import canonical_bytes, digest_of
+from adapterhub.trainer.objectives import objective_of
 
 if TYPE_CHECKING:
     from adapterhub.base import BaseModel
-    from adapterhub.evaluate.scoring import Score
+    from adapterhub.store import Resolved
     from adapterhub.trainer.data import Corpus, TokenData
-    from adapterhub.trainer.loop import History
     from adapterhub.trainer.model import Device
     from adapterhub.trainer.recipe import Recipe
+    from adapterhub.trainer.watch import History
 
 _LIBRARIES = (
     "accelerate",
@@ -32,39 +33,101 @@ _LIBRARIES = (
     "transformers",
     "trl",
 )
-_NOT_TRAINING = ("name", "base", "data", "eval")
+_NOT_TRAINING = (
+    "name",
+    "base",
+    "data",
+    "preset",
+    "template",
+    "start_from",
+    "save_every",
+    "tensorboard",
+)
 """Keys of the recipe that don't change the weights by themselves: what they point at is recorded by its digest."""
 
 
-def training_digest(recipe: Recipe, corpus: Corpus, base: BaseModel) -> str:
-    """One digest for "the same training": settings, trained rows and base weights, wherever they lie."""
+@dataclass(frozen=True)
+class Finished:
+    """Everything a finished training has to say about itself."""
+
+    recipe: Recipe
+    base: BaseModel
+    corpus: Corpus
+    tokens: TokenData
+    device: Device
+    history: History
+    parameters: tuple[int, int]
+    """Trainable, all."""
+    training: str
+    start: Resolved | None
+    processes: int = 1
+
+    @property
+    def kept(self) -> int:
+        """The step whose adapter is the result: of the lowest held-out loss, unless the recipe wants the last."""
+        best = self.history.best
+        if self.recipe.eval.keep == "last" or best is None:
+            return self.history.saved[-1]
+        return best.step
+
+    @property
+    def why(self) -> str:
+        """Why that step."""
+        if self.recipe.eval.keep == "best" and self.history.best is not None:
+            return "lowest held-out loss"
+        return "last step"
+
+
+def training_digest(
+    recipe: Recipe, corpus: Corpus, base: BaseModel, start: str | None = None, processes: int = 1
+) -> str:
+    """One digest for "the same training": settings, rows and base weights, wherever they lie.
+
+    The held-out rows belong to it because they decide which step is kept; `start` is the adapter that was trained on.
+    """
     settings = {k: v for k, v in recipe.document.items() if k not in _NOT_TRAINING}
+    if processes > 1:  # each step has so many batches
+        settings["processes"] = processes
+    settings["eval"] = {k: v for k, v in settings["eval"].items() if not k.startswith("sample")}
     return digest_of(
         canonical_bytes(
-            {"settings": settings, "train_digest": corpus.train_digest, "base": base.fingerprint}
+            {
+                "settings": settings,
+                "train_digest": corpus.train_digest,
+                "held_out_digest": corpus.held_out_digest,
+                "template": corpus.template_digest,
+                "base": base.fingerprint,
+                "start": start,
+            }
         )
     )
 
 
-def provenance_body(
-    recipe: Recipe,
-    base: BaseModel,
-    corpus: Corpus,
-    tokens: TokenData,
-    device: Device,
-    history: History,
-    scores: tuple[Score, Score] | None,
-    parameters: tuple[int, int],
-) -> dict[str, Any]:
-    """The body of the `provenance` attestation of a trained adapter."""
+def provenance_body(finished: Finished, step: int | None = None) -> dict[str, Any]:
+    """The body of the `provenance` attestation of a trained adapter.
+
+    `step` is that of a checkpoint that wasn't chosen; left out, the body is that of the result.
+    """
+    recipe, base, corpus, tokens = (
+        finished.recipe, finished.base, finished.corpus, finished.tokens,
+    )  # fmt: skip
+    history = finished.history
     document = recipe.document
     document["base"] = base.label
-    document["data"] = {**document["data"], "path": Path(recipe.data.path).name}
+    document["data"] = {
+        **document["data"],
+        "path": [Path(path).name for path in recipe.data.paths],
+        "replay": _named(document["data"]["replay"]),
+    }
+    document["template"] = recipe.template and Path(recipe.template).name
+    at = finished.kept if step is None else step
+    start = finished.start
     return {
         "event": "trained",
-        "training": training_digest(recipe, corpus, base),
+        "training": finished.training,
         "recipe": document,
         "seed": recipe.seed,
+        "parents": [{"name": recipe.start_from, "digest": start.digest}] if start else [],
         "base": {
             "repo": base.repo,
             "revision": base.revision,
@@ -78,43 +141,56 @@ def provenance_body(
             "rows": len(corpus.rows),
             "train_rows": len(corpus.split.train),
             "held_out_rows": len(corpus.split.held_out),
+            "replayed_rows": corpus.replayed,
             "held_out": corpus.split.fraction,
             "split_seed": corpus.split.seed,
+            "max_length": tokens.max_length,
             "truncated_rows": tokens.train.truncated,
             "dropped_rows": tokens.train.dropped,
             "tokens": tokens.train.tokens,
             "trained_tokens": tokens.train.trained,
         },
         "template": tokens.template,
-        "mask": "assistant turns, each with its stop token; documents whole",
-        "parameters": {"trainable": parameters[0], "all": parameters[1]},
+        "mask": objective_of(recipe).mask,
+        "parameters": {"trainable": finished.parameters[0], "all": finished.parameters[1]},
         "steps": history.steps,
+        "kept": {
+            "step": at,
+            "why": finished.why if step is None else "a checkpoint that wasn't chosen",
+            "stopped_early": history.stopped_early,
+        },
+        "evaluations": [{"step": e.step, "loss": e.score.loss} for e in history.evaluations],
         "epochs": round(history.epochs, 4),
         "seconds": round(history.seconds, 1),
-        "metrics": metrics(history, scores),
+        "metrics": metrics(history, at),
         "versions": versions(),
-        "hardware": hardware(device),
+        "hardware": hardware(finished.device) | {"processes": finished.processes},
     }
 
 
-def metrics(history: History, scores: tuple[Score, Score] | None) -> dict[str, Any]:
-    """Loss of the first and last step, and on the held-out rows before and after; all in nats a token."""
+def metrics(history: History, step: int) -> dict[str, Any]:
+    """Loss of the first and last step, and what the held-out rows showed before and after step `step`.
+
+    Losses are in nats a token; of preferences a pair.
+    """
     found: dict[str, Any] = {
         "first_loss": history.losses[0] if history.losses else None,
         "last_loss": history.losses[-1] if history.losses else None,
         "held_out": None,
     }
-    if scores:
-        before, after = scores
+    before, after = history.before, history.at(step)
+    if before and after:
         found["held_out"] = {
             "rows": before.rows,
             "tokens": before.tokens,
-            "loss_before": before.loss,
-            "loss_after": after.loss,
-            "perplexity_before": before.perplexity,
-            "perplexity_after": after.perplexity,
+            **{f"{name}_before": value for name, value in before.measures.items()},
+            **{f"{name}_after": value for name, value in after.measures.items()},
         }
     return found
+
+
+def _named(replay: dict[str, Any] | None) -> dict[str, Any] | None:
+    return {**replay, "path": Path(replay["path"]).name} if replay else None
 
 
 def versions() -> dict[str, str]:

@@ -157,7 +157,8 @@ def _trained(body: Body, names: Names) -> Iterator[Fact]:
     if "method" in recipe:
         yield Fact("method", said(recipe.pop("method")), "strong")
     on = f"on {said(held_out.pop('rows', None))} held-out rows"
-    yield from _change("perplexity", held_out, "perplexity_before", "perplexity_after", on)
+    for measure in ("perplexity", "accuracy"):
+        yield from _change(measure, held_out, f"{measure}_before", f"{measure}_after", on)
     yield from _change("loss", metrics, "first_loss", "last_loss", "from first to last step")
     took = [(body.pop(key, None), key) for key in ("steps", "epochs", "seconds")]
     if any(amount is not None for amount, _ in took):

@@ -60,7 +60,8 @@ def _trained(body: Mapping[str, Any]) -> str:
     held_out = _inner(_inner(body, "metrics"), "held_out")
     text = f"{recipe.get('method')}, {body.get('steps')} steps on {data.get('train_rows')} rows ({short(str(data.get('digest')))})"
     if held_out:
-        text += f"; held-out perplexity {_number(held_out.get('perplexity_before'))} -> {_number(held_out.get('perplexity_after'))}"
+        what = "accuracy" if "accuracy_after" in held_out else "perplexity"
+        text += f"; held-out {what} {_number(held_out.get(f'{what}_before'))} -> {_number(held_out.get(f'{what}_after'))}"
     return text
 
 

@@ -49,9 +49,16 @@ _CORE: dict[str, tuple[str, str]] = {
     "rebuild": ("Merge and export", "adapterhub.cli.merging:rebuild"),
     "diff": ("Merge and export", "adapterhub.cli.comparing:diff"),
     "export": ("Merge and export", "adapterhub.cli.exporting:export"),
+    "data": ("Train and evaluate", "adapterhub.cli.datasets:app"),
     "eval": ("Train and evaluate", "adapterhub.cli.evaluating:evaluate"),
 }
-_PANELS = {"train": "Train and evaluate", "serve": "Serve and watch", "tui": "Serve and watch"}
+_PANELS = {
+    "train": "Train and evaluate",
+    "recipe": "Train and evaluate",
+    "doctor": "Train and evaluate",
+    "serve": "Serve and watch",
+    "tui": "Serve and watch",
+}
 
 
 class _Group(Quick, TyperGroup):

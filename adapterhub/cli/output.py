@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, Literal, Protocol
 
@@ -70,6 +70,8 @@ class Output:
         self.mode = mode
         self._stdout = stdout or sys.stdout
         self._stderr = stderr or sys.stderr
+        self._live: Any = None
+        """The console of a bar that is on the terminal: what is said meanwhile goes above it."""
 
     # Data: stdout
 
@@ -164,10 +166,16 @@ class Output:
                 self._say("  ", part)
 
     @contextmanager
-    def progress(self, description: str, total: float | None = None) -> Iterator[Progress]:
-        """Shows work of `total` units while the block runs."""
+    def progress(
+        self,
+        description: str,
+        total: float | None = None,
+        *,
+        above: Callable[[int], Sequence[str]] | None = None,
+    ) -> Iterator[Progress]:
+        """Shows work of `total` units while the block runs; on a terminal under the lines of `above(its width)`."""
         if self.mode == "human" and self._stderr.isatty():
-            with _bar(self._console(self._stderr), description, total) as bar:
+            with self._drawing() as console, _bar(console, description, total, above=above) as bar:
                 yield bar
         else:
             yield _Lines(self, description)
@@ -176,7 +184,10 @@ class Output:
     def transfer(self, description: str, total: float | None = None) -> Iterator[Progress]:
         """As `progress`, in bytes: with how many a second, and the time left."""
         if self.mode == "human" and self._stderr.isatty():
-            with _bar(self._console(self._stderr), description, total, transfer=True) as bar:
+            with (
+                self._drawing() as console,
+                _bar(console, description, total, transfer=True) as bar,
+            ):
                 yield bar
         else:
             yield _Bytes(self, description, total)
@@ -205,9 +216,8 @@ class Output:
         if self._stderr.isatty():
             from rich.text import Text
 
-            self._console(self._stderr).print(
-                Text(label, style=style) + Text(words), soft_wrap=True
-            )
+            console = self._live or self._console(self._stderr)
+            console.print(Text(label, style=style) + Text(words), soft_wrap=True)
         else:
             self._stderr.write(label + words + "\n")
         self._stderr.flush()
@@ -259,6 +269,16 @@ class Output:
                 *(Text(clean(_shown(row.get(column)), keep_newlines=True)) for column in columns)
             )
         self._console(self._stdout).print(table)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[Any]:
+        """The console to draw a bar on; a bar within a bar draws on a console of its own."""
+        console, before = self._console(self._stderr), self._live
+        self._live = before or console
+        try:
+            yield console
+        finally:
+            self._live = before
 
     def _console(self, stream: IO[str]) -> Any:
         from rich.console import Console
@@ -369,7 +389,12 @@ class _Bar:
 
 @contextmanager
 def _bar(
-    console: Any, description: str, total: float | None, *, transfer: bool = False
+    console: Any,
+    description: str,
+    total: float | None,
+    *,
+    transfer: bool = False,
+    above: Callable[[int], Sequence[str]] | None = None,
 ) -> Iterator[_Bar]:
     from rich.progress import (
         BarColumn,
@@ -382,6 +407,13 @@ def _bar(
         TransferSpeedColumn,
     )
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Drawn(RichProgress):
+        def get_renderables(self) -> Iterator[Any]:
+            if above is not None:
+                yield from (Text(clean(line), no_wrap=True) for line in above(console.width))
+            yield from super().get_renderables()
 
     counted: tuple[ProgressColumn, ...] = ()
     if transfer:
@@ -395,5 +427,5 @@ def _bar(
         TimeElapsedColumn(),
         TextColumn("{task.fields[status]}", markup=False),
     )
-    with RichProgress(*columns, console=console, transient=True) as bar:
+    with Drawn(*columns, console=console, transient=True) as bar:
         yield _Bar(bar, bar.add_task(clean(description), total=total, status=""))

@@ -1,32 +1,32 @@
 """Rows to tokens, with the answers marked: which positions are trained, and so which positions perplexity counts.
 
 The loss is taken on assistant turns only, stop token included: a model that never sees its own stop token trained
-never learns to stop. Which tokens those are is read off the chat template itself. A template with `{% generation %}`
-marks says so in its own words; any other is rendered turn by turn, and what an assistant turn adds after the
-generation prompt is the answer. That is right only where rendering more turns leaves the earlier text unchanged, which
-is checked on every row, as is that every answer ends in a stop token. Whoever fails the check is refused: trained on
-the wrong tokens, the loss would look just as healthy.
+never learns to stop. Where in the text the answers are, `answers` reads off the chat template; here they become tokens.
+Tokens are those of the whole text, as a server makes them of a conversation that goes on, and a token is trained when
+all of it lies in an answer. Whoever fails a check is refused: trained on the wrong tokens, the loss would look just as
+healthy.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterhub.canonical import canonical_bytes, digest_of, parse_object
-from adapterhub.data.formats import Row
+from adapterhub.data.answers import answer_spans, place
 from adapterhub.errors import FormatError, IncompatibleError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from adapterhub.data.rows import Row
+
 IGNORED = -100
 """The label of a position that is not trained; PyTorch's cross entropy skips it by default."""
-
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,40 @@ def encode_rows(
 ) -> EncodedRows:
     """Encodes every row and cuts it to `max_length` tokens; `on_row` is called after each.
 
-    Raises what `encode` raises, and UsageError when the limit leaves nothing to train on.
+    Raises what `encode` and `cut_rows` raise.
+    """
+    return cut_rows(encode_whole(tokenizer, rows, stop_ids=stop_ids, on_row=on_row), max_length)
+
+
+def encode_whole(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[Row],
+    *,
+    stop_ids: frozenset[int],
+    on_row: Callable[[], None] | None = None,
+) -> tuple[Encoded, ...]:
+    """Every row, uncut, in order; `on_row` is called after each. Raises what `encode` raises."""
+    found: list[Encoded] = []
+    for row in rows:
+        found.append(encode(tokenizer, row, stop_ids=stop_ids))
+        if on_row:
+            on_row()
+    return tuple(found)
+
+
+def cut_rows(rows: Iterable[Encoded], max_length: int) -> EncodedRows:
+    """The rows cut to `max_length` tokens, without those that have nothing left to train on.
+
+    Raises UsageError when the limit leaves nothing at all.
     """
     kept: list[Encoded] = []
     truncated = dropped = 0
-    for row in rows:
-        whole = encode(tokenizer, row, stop_ids=stop_ids)
+    for whole in rows:
         cut = Encoded(whole.input_ids[:max_length], whole.labels[:max_length])
         truncated += len(whole.input_ids) > max_length and cut.trained > 0
         dropped += cut.trained == 0
         if cut.trained:
             kept.append(cut)
-        if on_row:
-            on_row()
     if not kept:
         raise UsageError(
             f"Nothing would be trained: no answer begins within {max_length} tokens.",
@@ -94,12 +115,20 @@ def encode_rows(
     return EncodedRows(tuple(kept), truncated, dropped)
 
 
+def covering_length(rows: Sequence[Encoded], share: float = 0.95) -> int:
+    """The smallest multiple of 8 tokens into which at least `share` of the rows fit whole."""
+    lengths = sorted(len(row.input_ids) for row in rows)
+    needed = lengths[max(0, math.ceil(share * len(lengths)) - 1)]
+    return max(8, -(-needed // 8) * 8)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, row: Row, *, stop_ids: frozenset[int]) -> Encoded:
     """The whole row, uncut. A conversation goes through the chat template, a document gets the end token appended.
 
     Raises:
         FormatError: the row's text contains one of the tokenizer's control tokens.
-        IncompatibleError: the template can't render the row, or doesn't show where answers are and end.
+        IncompatibleError: the template can't render the row, doesn't show where answers are and end, or begins them
+            otherwise than a server would have the model begin them.
         UnsupportedError: a tokenizer without offsets (not a "fast" one).
     """
     if not tokenizer.is_fast:
@@ -111,13 +140,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, row: Row, *, stop_ids: frozenset[
     _refuse_control_tokens(tokenizer, row)
     if row.text is not None:
         return _encode_document(tokenizer, row.text)
-    messages = [{"role": m.role, "content": m.content} for m in row.messages]
-    template = _chat_template(tokenizer)
-    if _GENERATION_MARK.search(template):
-        ids, mask = _mask_from_marks(tokenizer, row, messages)
-    else:
-        ids, mask = _mask_from_prefixes(tokenizer, row, messages)
-    return Encoded(tuple(ids), _labels_up_to_stop(ids, mask, stop_ids, row))
+    text, spans = answer_spans(tokenizer, row)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = tuple(encoding["input_ids"])
+    return Encoded(ids, _labels(ids, encoding["offset_mapping"], spans, stop_ids, row))
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, base_folder: Path) -> frozenset[int]:
@@ -152,24 +178,19 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return digest_of(str(template).encode("utf-8"))
 
 
-def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    template: object = tokenizer.chat_template
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    if not isinstance(template, str) or not template:
-        raise IncompatibleError(
-            "The base model has no chat template, and the data are conversations.",
-            hint="Use an instruction-tuned base, or data of the format `text`.",
-        )
-    return template
+@lru_cache(maxsize=4)
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The tokenizer's named control tokens, and the many that only its list of added tokens knows (`<|eot_id|>`)."""
+    added = tokenizer.added_tokens_decoder.values()
+    return (*tokenizer.all_special_tokens, *(t.content for t in added if t.special))
 
 
 def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, row: Row) -> None:
     texts = [row.text] if row.text is not None else [m.content for m in row.messages]
-    for token in tokenizer.all_special_tokens:
+    for token in control_tokens(tokenizer):
         if any(token in text for text in texts):
             raise FormatError(
-                f"Row {row.number} contains the control token {token!r} in its text.",
+                f"Row {place(row)} contains the control token {token!r} in its text.",
                 why="The tokenizer would read it as the end or beginning of a turn.",
                 hint="Remove it from the data.",
             )
@@ -185,87 +206,31 @@ def _encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
     return Encoded(tuple(ids), tuple(ids))
 
 
-def _mask_from_marks(
-    tokenizer: PreTrainedTokenizerBase, row: Row, messages: list[dict[str, str]]
-) -> tuple[list[int], list[bool]]:
-    output = _render(
-        tokenizer, row, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    return list(output["input_ids"]), [bool(flag) for flag in output["assistant_masks"]]
-
-
-def _mask_from_prefixes(
-    tokenizer: PreTrainedTokenizerBase, row: Row, messages: list[dict[str, str]]
-) -> tuple[list[int], list[bool]]:
-    text: str = _render(tokenizer, row, messages, tokenize=False)
-    spans: list[tuple[int, int]] = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt: str = _render(
-            tokenizer, row, messages[:index], tokenize=False, add_generation_prompt=True
-        )
-        upto: str = _render(tokenizer, row, messages[: index + 1], tokenize=False)
-        if not (text.startswith(upto) and upto.startswith(prompt)):
-            raise IncompatibleError(
-                "The chat template doesn't show which tokens are the answers.",
-                why=f"Row {row.number}: turn {index + 1} is not the generation prompt and then the answer,"
-                " or looks different once more turns follow it.",
-                hint="Use rows with one answer each, or a template with {% generation %} marks.",
-            )
-        spans.append((len(prompt), len(upto)))
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    mask = [False] * len(encoding["input_ids"])
-    for position, (start, end) in enumerate(encoding["offset_mapping"]):
-        # A token that begins in the question belongs to it, though it may reach over: when the model answers, the
-        # prompt ends before the span, so that token is never its to choose.
-        mask[position] = start < end and any(a <= start and end <= b for a, b in spans)
-    return list(encoding["input_ids"]), mask
-
-
-def _labels_up_to_stop(
-    ids: list[int], mask: list[bool], stop_ids: frozenset[int], row: Row
+def _labels(
+    ids: tuple[int, ...],
+    offsets: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int]],
+    stop_ids: frozenset[int],
+    row: Row,
 ) -> tuple[int, ...]:
-    """Labels for each run of marked tokens up to its last stop token (templates put a line feed behind it)."""
+    """Labels for the tokens of each span up to its first stop token; what a template puts behind that is never generated."""
     labels = [IGNORED] * len(ids)
-    answers = 0
     position = 0
-    while position < len(ids):
-        if not mask[position]:
+    for begin, end in spans:
+        stopped = False
+        while position < len(ids) and offsets[position][0] < end:
+            start, stop = offsets[position]
+            # A token that begins in the question belongs to it, though it may reach over: when the model answers, the
+            # prompt ends before the span, so that token is never its to choose.
+            if begin <= start < stop <= end and not stopped:
+                labels[position] = ids[position]
+                stopped = ids[position] in stop_ids
             position += 1
-            continue
-        end = position
-        while end < len(ids) and mask[end]:
-            end += 1
-        last = next((i for i in range(end - 1, position - 1, -1) if ids[i] in stop_ids), None)
-        if last is None:
+        if not stopped:
             raise IncompatibleError(
                 "The stop token would not be trained: an answer's marked tokens don't contain it.",
-                why=f"Row {row.number}: the chat template counts the end of the turn to the next one."
+                why=f"Row {place(row)}: the chat template counts the end of the turn to the next one."
                 " The model would never learn to stop.",
                 hint="Correct the {% generation %} marks of the template, or the tokenizer's eos_token.",
             )
-        labels[position : last + 1] = ids[position : last + 1]
-        answers += 1
-        position = end
-    if answers == 0:
-        raise IncompatibleError(
-            "Nothing would be trained: the chat template marks no token of the answers.",
-            why=f"Row {row.number} was rendered without any assistant tokens.",
-        )
     return tuple(labels)
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, row: Row, messages: list[dict[str, str]], **options: Any
-) -> Any:
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(messages, **options)
-    except TemplateError as error:
-        raise IncompatibleError(
-            f"The base model's chat template can't render row {row.number}.",
-            why=str(error),
-            hint="Some templates know no system or tool messages; leave them out of the data.",
-        ) from error

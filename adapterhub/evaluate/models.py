@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.data import Message
 from adapterhub.errors import IncompatibleError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -90,24 +91,33 @@ def attached(model: Any, adapter: Path | None) -> Iterator[Any]:
 
 
 def answer(
-    model: Any, tokenizer: Any, prompt: str, stop_ids: frozenset[int], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompt: str | Sequence[Message],
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
 ) -> str:
-    """One greedy answer to `prompt` through the chat template (or continued as it is, where there is none)."""
+    """One greedy answer to `prompt`: a question or the turns so far, through the chat template.
+
+    Where there is no template, a question is continued as it is.
+    """
     import torch
 
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}]
+        asked = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        turns = [{"role": message.role, "content": message.content} for message in asked]
         inputs = tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     inputs = inputs.to(next(model.parameters()).device)
-    with torch.inference_mode():
+    with torch.no_grad():
         output = model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            use_cache=True,  # trainers turn it off
             temperature=None,
             top_p=None,
             top_k=None,

@@ -40,6 +40,11 @@ class Score:
         """exp(loss), infinite where that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
+    @property
+    def measures(self) -> dict[str, float]:
+        """What it says, by name."""
+        return {"loss": self.loss, "perplexity": self.perplexity}
+
 
 def score(
     model: torch.nn.Module,
@@ -58,7 +63,8 @@ def score(
 
     device = next(model.parameters()).device
     nll, tokens = 0.0, 0
-    with torch.inference_mode():
+    # A model that is cut over processes keeps what it gathers here for the training that goes on, so no inference_mode.
+    with torch.no_grad():
         for batch in _batches(rows, batch_tokens):
             inputs = _pad(batch, device)
             labels = inputs.pop("labels")

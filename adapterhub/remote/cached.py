@@ -50,7 +50,7 @@ def _root(address: HubAddress) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = repo_folder_name(repo_id=address.repo, repo_type="model")
+    folder = repo_folder_name(repo_id=address.repo, repo_type=address.kind)
     return Path(constants.HF_HUB_CACHE).expanduser() / folder
 
 

@@ -6,6 +6,7 @@ answers are watched and the waiting is bounded; and it gives up at once on some 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapterhub.canonical import DIGEST_PREFIX
 from adapterhub.errors import RemoteError
-from adapterhub.fsio import disk_errors
+from adapterhub.fsio import CHUNK, disk_errors
 from adapterhub.remote.address import HubAddress
 from adapterhub.remote.refusals import asked_to_wait, explain, hub_host, too_many
 
@@ -61,8 +62,9 @@ class Hub:
         from huggingface_hub import HfApi, constants
 
         api = HfApi(library_name="adapterhub")
+        ask = api.dataset_info if self.address.kind == "dataset" else api.model_info
         info = self._steadily(
-            lambda: api.model_info(
+            lambda: ask(
                 self.address.repo,
                 revision=self.address.revision,
                 files_metadata=True,
@@ -90,6 +92,7 @@ class Hub:
                 hf_hub_download(
                     self.address.repo,
                     path,
+                    repo_type=self.address.kind,
                     revision=commit,
                     force_download=again,
                     library_name="adapterhub",
@@ -166,6 +169,15 @@ class _Patience:
         if asked:
             self._note(f"the Hub asks to wait {asked} seconds")
         self._since, self.asked = now, float(asked or 0)
+
+
+def git_id(path: Path, size: int) -> str:
+    """How git names the bytes of a file."""
+    sha = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+    return GIT_PREFIX + sha.hexdigest()
 
 
 def is_commit(text: Any) -> bool:

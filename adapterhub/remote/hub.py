@@ -7,7 +7,6 @@ is wrong in the cache is fetched again, once. Without a connection the cache's c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +15,12 @@ from typing import Any
 
 from adapterhub.errors import AdapterHubError, FormatError, NotFoundError
 from adapterhub.formats.folders import Source
-from adapterhub.fsio import CHUNK, Staged
+from adapterhub.fsio import Staged
 from adapterhub.names import parse_name
 from adapterhub.remote.address import HubAddress, is_hub, parse_address
 from adapterhub.remote.cached import cached_listing, cached_place, remember_revision
 from adapterhub.remote.choosing import choose
-from adapterhub.remote.fetching import GIT_PREFIX, Hub, Listing
+from adapterhub.remote.fetching import GIT_PREFIX, Hub, Listing, git_id
 from adapterhub.remote.refusals import UnreachableError, page
 from adapterhub.store import Added, Store
 from adapterhub.words import short
@@ -183,18 +182,9 @@ def _verify(stated: Mapping[str, str | None], path: str, copy: Staged) -> None:
     wanted = stated[path]
     if wanted is None:
         return
-    found = _git_id(copy) if wanted.startswith(GIT_PREFIX) else copy.digest
+    found = git_id(copy.path, copy.size) if wanted.startswith(GIT_PREFIX) else copy.digest
     if found != wanted:
         raise _WrongBytesError(path, wanted, found)
-
-
-def _git_id(copy: Staged) -> str:
-    """How git names these bytes."""
-    sha = hashlib.sha1(b"blob %d\0" % copy.size, usedforsecurity=False)
-    with copy.path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            sha.update(chunk)
-    return GIT_PREFIX + sha.hexdigest()
 
 
 def _told(wrong: _WrongBytesError, fetched: _Fetched) -> FormatError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -95,7 +96,8 @@ def page(address: HubAddress) -> str:
     """The repository's page for people."""
     from huggingface_hub import constants
 
-    return f"{urlsplit(constants.ENDPOINT).scheme}://{hub_host()}/{address.repo}"
+    place = f"datasets/{address.repo}" if address.kind == "dataset" else address.repo
+    return f"{urlsplit(constants.ENDPOINT).scheme}://{hub_host()}/{place}"
 
 
 def _refused(error: HfHubHTTPError, address: HubAddress, doing: str) -> AdapterHubError:
@@ -111,7 +113,7 @@ def _refused(error: HfHubHTTPError, address: HubAddress, doing: str) -> AdapterH
             hint=f"Ask for access at {page(address)}, log in (hf auth login), then run the same command again.",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        default = HubAddress(address.repo, None, address.folder)
+        default = replace(address, revision=None)
         return NotFoundError(
             f"{address.repo} has no revision {address.revision}.",
             why="The Hub knows no such branch, tag or commit of it.",

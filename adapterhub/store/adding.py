@@ -85,6 +85,7 @@ class Adding:
         op: str,
         note: Callable[[str], None],
         verify: Callable[[str, Staged], None],
+        named: bool = True,
     ) -> Added:
         """Raises FormatError, IncompatibleError, ConflictError, OutOfSpaceError; the store is then as it was."""
         source = source or find_source(folder)
@@ -127,8 +128,11 @@ class Adding:
                 statements.append(("provenance", body))
             if model is not None and verdict is not None:
                 statements.append(("base", _base_body(model, verdict, body)))
-            with self.refs.changing() as change:  # a refusal must come before anything is written
-                change.check(target, manifest.digest, move=move)
+            if named:
+                with (
+                    self.refs.changing() as change
+                ):  # a refusal must come before anything is written
+                    change.check(target, manifest.digest, move=move)
             remember(
                 source, {path: copy.digest for path, copy in staged.items()}, self.cache, began
             )
@@ -141,10 +145,14 @@ class Adding:
                 self.attest(manifest.digest, kind, statement)
             if body.get("event") == "imported":  # else the folder is a passing one
                 self.places.remember(manifest.digest, folder)
-            with self.refs.changing() as change:  # held briefly: the copies were made without it
-                created = change.set(
-                    target, manifest.digest, op=op, why=why or f"add {folder}", move=move
-                )
+            created = False
+            if named:
+                with (
+                    self.refs.changing() as change
+                ):  # held briefly: the copies were made without it
+                    created = change.set(
+                        target, manifest.digest, op=op, why=why or f"add {folder}", move=move
+                    )
             return Added(
                 manifest.digest, target, created, manifest, tuple(notes), mended and not created
             )

@@ -300,6 +300,7 @@ class Store:
         op: str = "add",
         note: Callable[[str], None] = lambda _: None,
         verify: Callable[[str, Staged], None] = lambda _path, _copy: None,
+        named: bool = True,
     ) -> Added:
         """Puts a PEFT folder into the store under `name` (default: the folder's). See `Adding` for the order of writes.
 
@@ -312,6 +313,7 @@ class Store:
             attestations: what else is known about it; written before the ref, so they are there once the name is.
             note: called with each remark a person should read.
             verify: called with the path and our copy of every file; raises where those are not the bytes expected.
+            named: without it the adapter gets no name: only its digest leads to it, until gc has swept it away.
         """
         with self.writing():
             adding = Adding(
@@ -338,6 +340,7 @@ class Store:
                 op=op,
                 note=note,
                 verify=verify,
+                named=named,
             )
 
     def attest(self, digest: str, kind: AttestationType, body: Mapping[str, Any]) -> Attestation:

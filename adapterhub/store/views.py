@@ -88,16 +88,18 @@ def _linked(source: Path, target: Path) -> bool:
 def _renamed(source: Path, target: Path) -> bool:
     """Writes `source` under PEFT's names; False where it has them already."""
     with TensorFile(source) as file:
-        names = {name: parse_key(name) for name in file.infos}
-        if all(key.peft == name or key.role == "full" for name, key in names.items()):
+        keys = {name: parse_key(name) for name in file.infos}
+        # AdaLoRA's factors are bare parameters, LoRA's are the weights of layers.
+        triples = any(key.role == "lora_E" for key in keys.values())
+        names = {
+            name: key.peft.removesuffix(".weight") if triples and key.role != "full" else key.peft
+            for name, key in keys.items()
+        }
+        if all(names[name] == name or key.role == "full" for name, key in keys.items()):
             return False
-        once = {
-            names[info.name].peft: info for info in file.infos.values()
-        }  # PEFT saves some twice
+        once = {names[info.name]: info for info in file.infos.values()}  # PEFT saves some twice
         order = sorted(once.values(), key=lambda info: info.start)
-        rows = [
-            (names[info.name].peft, info.dtype, info.shape, info.end - info.start) for info in order
-        ]
+        rows = [(names[info.name], info.dtype, info.shape, info.end - info.start) for info in order]
         with disk_errors(target), target.open("xb") as writer:
             writer.write(encode_header(rows, file.metadata))
             for info in order:

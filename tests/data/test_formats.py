@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.data import Message, read_rows
+from adapterhub.data import Message, read_data, read_rows
 from adapterhub.errors import FormatError, NotFoundError, UsageError
 from tests.support.chat import write_rows
 
@@ -49,6 +49,80 @@ def test_a_tool_call_is_an_answer_to_train_on_and_its_result_is_not(tmp_path: Pa
     assert found[2][1] == f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>"
 
 
+def test_openai_calls_become_the_same_row_as_sharegpt_ones(tmp_path: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {**CALL, "arguments": '{"a": 1, "b": 2}'}}
+    said = [
+        {"role": "user", "content": "1+2?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "3"},
+        {"role": "assistant", "content": "It is 3."},
+    ]
+    other = [
+        {"from": "human", "value": "1+2?"},
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "observation", "value": "3"},
+        {"from": "gpt", "value": "It is 3."},
+    ]
+    (one,) = read_rows(write_rows(tmp_path / "a.json", [{"messages": said, "tools": [TOOL]}]))
+    (two,) = read_rows(
+        write_rows(tmp_path / "b.json", [{"conversations": other, "tools": json.dumps([TOOL])}])
+    )
+    assert one == two
+
+
+def test_words_before_calls_and_calls_at_once_are_one_answer(tmp_path: Path) -> None:
+    calls = [{"function": CALL}, {"function": {"name": "now", "arguments": {}}}]
+    said = [
+        {"role": "developer", "content": "Be short."},
+        {"role": "user", "content": "1+2, and the time?"},
+        {"role": "assistant", "content": "A moment.", "tool_calls": calls},
+    ]
+    found = messages_of(write_rows(tmp_path / "d.json", [{"messages": said}]))
+    assert found[0] == ("system", "Be short.")
+    assert found[2][1] == (
+        "A moment.\n"
+        f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>\n"
+        '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    )
+    several = json.dumps([CALL, CALL])
+    turns = [{"from": "human", "value": "?"}, {"from": "function_call", "value": several}]
+    found = messages_of(write_rows(tmp_path / "e.json", [{"conversations": turns}]))
+    assert found[1][1].count("<tool_call>") == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "hi", "completion": "hello"},
+        {"prompt": "hi", "response": "hello", "id": 3},
+        {"question": "hi", "answer": "hello"},
+        {
+            "prompt": [{"role": "user", "content": "hi"}],
+            "completion": [{"role": "assistant", "content": "hello"}],
+        },
+    ],
+)
+def test_prompts_and_completions_are_conversations(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write_rows(tmp_path / "d.json", [row])
+    assert messages_of(path) == [("user", "hi"), ("assistant", "hello")]
+
+
+def test_question_and_answer_beside_something_else_are_not_guessed_at(tmp_path: Path) -> None:
+    row = {"question": "Who?", "context": "Ann did.", "answer": "Ann"}
+    with pytest.raises(FormatError, match="can't be told"):
+        read_rows(write_rows(tmp_path / "d.json", [row]))
+
+
+def test_earlier_turns_of_an_alpaca_row_are_turns(tmp_path: Path) -> None:
+    row = {"instruction": "And 2+2?", "output": "4", "history": [["1+1?", "2"]]}
+    assert messages_of(write_rows(tmp_path / "d.json", [row])) == [
+        ("user", "1+1?"),
+        ("assistant", "2"),
+        ("user", "And 2+2?"),
+        ("assistant", "4"),
+    ]
+
+
 @pytest.mark.parametrize("none", ["", "[]", [], None])
 def test_a_conversation_without_tools_gets_no_tools_prompt(tmp_path: Path, none: object) -> None:
     row = {
@@ -83,10 +157,14 @@ def test_a_text_file_is_one_document_a_line(tmp_path: Path) -> None:
     assert [row.text for row in read_rows(path)] == ["first", "second"]
 
 
-def test_rows_know_their_number_but_are_not_told_apart_by_it(tmp_path: Path) -> None:
-    first, second = read_rows(write_rows(tmp_path / "d.json", [{"text": "a"}, {"text": "a"}]))
-    assert (first.number, second.number) == (1, 2)
-    assert first.digest == second.digest
+def test_rows_know_their_place_but_are_not_told_apart_by_it(tmp_path: Path) -> None:
+    paths = [
+        write_rows(tmp_path / "d.json", [{"text": "a"}, {"text": "a"}]),
+        write_rows(tmp_path / "e.json", [{"text": "a"}]),
+    ]
+    rows = read_data(paths)
+    assert [row.where for row in rows] == ["d.json:1", "d.json:2", "e.json:1"]
+    assert len({row.digest for row in rows}) == len(set(rows)) == 1
 
 
 def test_the_question_is_what_comes_before_the_first_answer(tmp_path: Path) -> None:
@@ -122,7 +200,31 @@ def turns(*pairs: tuple[str, object]) -> dict[str, Any]:
         ({"messages": []}, "'messages' must be a list of turns"),
         (
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-            "messages[0].tool_calls can't be read yet",
+            "messages[0].tool_calls[0] names no function",
+        ),
+        (
+            turns(("user", "x"), ("tool", "3"), ("assistant", "y")),
+            "a tool answers, but no call comes before it",
+        ),
+        (turns(("user", "x"), ("assistant", "y")) | {"images": ["a.jpg"]}, "it has images"),
+        (turns(("user", "x"), ("assistant", "y")) | {"label": False}, "label is false"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "x"},
+                    {"role": "assistant", "content": "y", "reasoning_content": "z"},
+                ]
+            },
+            "messages[1].reasoning_content can't be trained on by itself",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "x"},
+                    {"role": "assistant", "content": "y", "weight": 0},
+                ]
+            },
+            "messages[1].weight is 0, but every answer is learned alike",
         ),
         ({"conversations": [{"from": "dog", "value": "x"}]}, "conversations[0].from is 'dog'"),
         (
@@ -130,6 +232,14 @@ def turns(*pairs: tuple[str, object]) -> dict[str, Any]:
             "tools is not valid JSON",
         ),
         ({"text": "  "}, "the text is empty"),
+        ({"text": "a\ud800"}, "half of a surrogate pair"),
+        ({"prompt": " ", "completion": "y"}, "'prompt' is empty"),
+        ({"prompt": "x", "completion": ["y"]}, "'completion' must be a list of turns"),
+        (
+            {"prompt": turns(("user", "x"), ("assistant", "y"))["messages"], "completion": "z"},
+            "'prompt' holds an answer",
+        ),
+        ({"instruction": "x", "output": "y", "history": ["z"]}, "history[0] must be a question"),
     ],
 )
 def test_a_faulty_row_is_named_by_its_number(
@@ -139,7 +249,9 @@ def test_a_faulty_row_is_named_by_its_number(
         ("user", "q"), ("assistant", "a")
     )
     sound["conversations"] = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    sound |= {"prompt": "q", "completion": "a"}
     keys = {"messages": "messages", "conversations": "sharegpt", "text": "text"}
+    keys["prompt"] = "prompt_completion"
     fmt = next((keys[key] for key in row if key in keys), "alpaca")
     with pytest.raises(FormatError) as caught:
         read_rows(write_rows(tmp_path / "d.json", [sound, row]), fmt)
@@ -190,6 +302,6 @@ def test_unknown_formats_and_files_are_named(tmp_path: Path) -> None:
         read_rows(path, "chatml")
     with pytest.raises(NotFoundError, match=r"absent\.json"):
         read_rows(tmp_path / "absent.json")
-    (tmp_path / "d.parquet").write_text("x")
-    with pytest.raises(UsageError, match=r"\.json, \.jsonl or \.txt"):
-        read_rows(tmp_path / "d.parquet")
+    (tmp_path / "d.docx").write_text("x")
+    with pytest.raises(UsageError, match=r"\.json, \.jsonl, \.csv, \.parquet, \.txt"):
+        read_rows(tmp_path / "d.docx")

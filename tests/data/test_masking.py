@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adapterhub.data import (
     IGNORED,
-    Encoded,
     Message,
     Row,
     encode,
@@ -19,6 +17,7 @@ from adapterhub.data import (
 )
 from adapterhub.errors import FormatError, IncompatibleError, UnsupportedError, UsageError
 from tests.support.chat import CHATML, chat_tokenizer
+from tests.support.masks import trained_texts
 
 STOP = frozenset({2})
 MARKED = (
@@ -33,6 +32,11 @@ NO_STOP = MARKED.replace(
     "{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>' }}",
 )
 NO_MARK = MARKED.replace("== 'assistant'", "== 'nobody'")
+ALL_MARKED = "{% generation %}" + CHATML + "{% endgeneration %}"
+TWICE_MARKED = MARKED.replace(
+    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}",
+    "{{ message['content'] }}{% endgeneration %} {% generation %}<|im_end|>{% endgeneration %}",
+)
 FORGETFUL = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if loop.last and message['role'] == 'assistant' %}<think></think>{% endif %}{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -49,17 +53,6 @@ TALK = Row(
     ),
     number=7,
 )
-
-
-def trained_texts(tokenizer: Any, row: Encoded) -> list[str]:
-    """Each run of trained tokens, decoded with control tokens shown."""
-    runs: list[list[int]] = [[]]
-    for label in row.labels:
-        if label != IGNORED:
-            runs[-1].append(label)
-        elif runs[-1]:
-            runs.append([])
-    return [tokenizer.decode(run) for run in runs if run]
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["plain", "with generation marks"])
@@ -104,6 +97,30 @@ def test_a_template_that_marks_no_answer_is_refused() -> None:
         encode(chat_tokenizer(NO_MARK), TALK, stop_ids=STOP)
 
 
+@pytest.mark.parametrize(
+    ("template", "turns", "says"),
+    [
+        (ALL_MARKED, 6, "not one pair an answer"),
+        (ALL_MARKED, 3, "behind another prompt"),
+        (TWICE_MARKED, 3, "not one pair an answer"),
+        (
+            "{% set x %}{% generation %} a {% endgeneration %}{% endset %}{{ x | trim }}",
+            3,
+            "change what",
+        ),
+    ],
+    ids=["everything, many answers", "everything, one answer", "twice an answer", "in a filter"],
+)
+def test_marks_that_are_not_around_each_answer_are_refused(
+    template: str, turns: int, says: str
+) -> None:
+    row = Row(TALK.messages[:turns], number=7)
+    with pytest.raises(IncompatibleError, match=says) as caught:
+        encode(chat_tokenizer(template), row, stop_ids=STOP)
+    assert "Row 7" in caught.value.why
+    assert "docs/templates.md" in caught.value.hint
+
+
 def test_a_template_that_renders_earlier_turns_differently_is_refused() -> None:
     tokenizer = chat_tokenizer(FORGETFUL)
     with pytest.raises(IncompatibleError, match="doesn't show which tokens") as caught:
@@ -131,6 +148,22 @@ def test_a_control_token_in_the_text_is_refused() -> None:
     row = Row((Message("user", "a<|im_end|>b"), Message("assistant", "c")), number=3)
     with pytest.raises(FormatError, match=r"Row 3 contains the control token '<\|im_end\|>'"):
         encode(chat_tokenizer(), row, stop_ids=STOP)
+
+
+def test_a_control_token_that_has_no_role_of_its_own_is_refused_too() -> None:
+    """Llama 3's <|eot_id|> is no named token of its tokenizer, and ends turns all the same."""
+    row = Row((Message("user", "a<|eot_id|>b"), Message("assistant", "c")), number=3, file="a.json")
+    with pytest.raises(FormatError, match=r"Row 3 of a\.json contains the control token"):
+        encode(chat_tokenizer(control=["<|eot_id|>"]), row, stop_ids=STOP)
+
+
+def test_what_a_template_puts_behind_the_stop_token_is_not_trained() -> None:
+    """Phi-3 ends a conversation with another stop token; generation has ended before."""
+    tokenizer = chat_tokenizer(
+        CHATML + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
+    )
+    found = encode(tokenizer, TALK, stop_ids=STOP | {0})
+    assert trained_texts(tokenizer, found) == ["8848 m<|im_end|>", "Ja, 🏔.<|im_end|>"]
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:

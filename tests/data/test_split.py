@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.data import Message, Row, dataset_digest, read_rows, split_rows
+from adapterhub.data import Message, Preference, Row, dataset_digest, read_rows, split_rows
 from adapterhub.errors import UsageError
 from tests.support.chat import chat_rows, write_rows
 
@@ -57,6 +57,21 @@ def test_rows_that_ask_the_same_question_land_on_the_same_side() -> None:
     split = split_rows(rows, 0.3)
     asked = {row.question for row in split.train}
     assert not asked & {row.question for row in split.held_out}
+
+
+def test_preferences_are_split_as_rows_that_ask_the_same() -> None:
+    ask = [(Message("system", "s"), Message("user", f"question {i}")) for i in range(60)]
+    yes, no = (Message("assistant", "yes"),), (Message("assistant", "no"),)
+    more = (*yes, Message("user", "sure?"))
+    rows = split_rows([Row(prompt + yes) for prompt in ask], 0.3, seed=5)
+    pairs = split_rows(
+        [Preference(prompt + later, yes, no) for prompt in ask for later in ((), more)], 0.3, seed=5
+    )
+    assert {row.question for row in rows.held_out} == {pair.question for pair in pairs.held_out}
+    assert {row.question for row in rows.train} == {pair.question for pair in pairs.train}
+    assert len(pairs.held_out) == 2 * len(rows.held_out) > 0
+    turned = [Preference(prompt, no, yes) for prompt in ask]
+    assert dataset_digest(turned) != dataset_digest([Preference(p, yes, no) for p in ask])
 
 
 def test_a_limit_keeps_that_many_rows_whatever_the_order(rows: list[Row]) -> None:

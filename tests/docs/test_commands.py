@@ -60,6 +60,11 @@ def workplace(
     _on_disk(folder)
     rows = [{"instruction": f"Ticket {n}: late?", "output": f"Sorry. Day {n}."} for n in range(40)]
     (folder / "tickets.json").write_text(json.dumps(rows))
+    wishes = [
+        {"prompt": f"Ticket {n}: late?", "chosen": f"Sorry. Day {n}.", "rejected": "No."}
+        for n in range(40)
+    ]
+    (folder / "wishes.json").write_text(json.dumps(wishes))
     (folder / "recipe.yaml").write_text(
         "name: support/trained\nbase: my-org/my-base\ndata: {path: tickets.json}\nsteps: 2\nmax_length: 96\n"
     )

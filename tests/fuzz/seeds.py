@@ -122,6 +122,48 @@ _CONFIGS = (
     _with(_config(), "other", DEEP),
     b'{"peft_type": "LORA", "r": ' + b"9" * 5000 + b"}",
 )  # fmt: skip
+
+
+def _parquet() -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist([{"messages": turns}, {"messages": turns}]), sink)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
+
+
+_ROWS = tuple(
+    json.dumps([row]).encode()
+    for row in (
+        {"instruction": "q", "input": "", "output": "a", "history": [["b", "c"]]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "q"}]},
+                {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+                {"role": "tool", "content": "3"},
+            ],
+            "tools": [{"name": "f"}],
+        },
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "[{}]"}], "tools": "[1]"},
+        {"prompt": "q", "completion": [{"role": "assistant", "content": "{{name}}<tool_call>{</tool_call>"}]},
+        {"text": "\ud800"},
+    )
+)  # fmt: skip
+_DEEP_CALL = b'[{"function": {"name": "f", "arguments": {"a": ' + DEEP + b"}}}]"
+_PAIRS = tuple(
+    json.dumps([row]).encode()
+    for row in (
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {
+            "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+            "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+        },
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": []},
+    )
+)  # fmt: skip
 SEEDS: Mapping[str, tuple[bytes, ...]] = {
     "manifest": (_MANIFEST, *_spoiled(_MANIFEST)),
     "attestation": (_ATTESTATION, *_spoiled(_ATTESTATION)),
@@ -169,6 +211,20 @@ SEEDS: Mapping[str, tuple[bytes, ...]] = {
         _record(parameters=10**400),
         _record(architecture=[]),
     ),
+    "data rows": (
+        *_ROWS,
+        b'[{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": '
+        + _DEEP_CALL
+        + b"}]}]",
+        b'[{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": '
+        + DEEP
+        + b"}]",
+        b"instruction,output\nq,a\n",
+        b'instruction,output\n"q,a\n',
+        b'{"text": "a"}\n{"text": ' + b"9" * 5000 + b"}",
+    ),
+    "preferences": _PAIRS,
+    "parquet": (_parquet(), _parquet()[:-40], b"PAR1" + b"\xff" * 40 + b"PAR1"),
     "tensor name": (
         b"base_model.model.q.lora_A.default.weight",
         b"a.modules_to_save.b.modules_to_save.c.weight",
@@ -193,4 +249,4 @@ SEEDS: Mapping[str, tuple[bytes, ...]] = {
 }
 """The readers' names (methods of `Readers`), and what each is first given: something sound, then what was a fault once."""
 NAMES = tuple(SEEDS)
-BINARY = frozenset({"safetensors", "adapter", "single file"})
+BINARY = frozenset({"safetensors", "adapter", "single file", "parquet"})

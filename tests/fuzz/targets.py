@@ -16,6 +16,7 @@ from pathlib import Path
 from adapterhub.base import BaseRegistry, read_base
 from adapterhub.canonical import canonical_bytes, parse_object
 from adapterhub.cli.listing import COLUMNS
+from adapterhub.data import examine, read_preferences, read_rows, split_rows
 from adapterhub.errors import AdapterHubError, FormatError, NotFoundError
 from adapterhub.formats.keys import parse_key
 from adapterhub.formats.peft import WEIGHTS_NAME, read_facts, scan_values
@@ -267,6 +268,29 @@ class Readers:
             )
         finally:
             (self.layout.bases / "x.json").unlink()
+
+    # Data
+
+    def data_rows(self, data: bytes) -> None:
+        for ending in (".json", ".jsonl", ".csv", ".txt"):
+            with suppress(AdapterHubError):
+                self._rows(self._write(self.folder / f"rows{ending}", data))
+        self._rows(self.folder / "rows.json")
+
+    def preferences(self, data: bytes) -> None:
+        for pair in read_preferences(self._write(self.folder / "pairs.json", data)):
+            assert pair.split_key == pair.sides[0].split_key
+            assert pair.chosen != pair.rejected
+
+    def parquet(self, data: bytes) -> None:
+        self._rows(self._write(self.folder / "rows.parquet", data))
+
+    def _rows(self, path: Path) -> None:
+        rows = read_rows(path)
+        assert all(row.where.startswith(path.name) and row.digest for row in rows)
+        split = split_rows(rows, 0)
+        assert len(split.train) == len(rows)
+        examine(rows, split, control_tokens=["<|im_end|>"])
 
     # Words
 

@@ -198,6 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._stored(*found[1:], fault)
         elif parts.path.startswith("/api/models/"):
             self._info(parts.path.removeprefix("/api/models"), parse_qs(parts.query), fault)
+        elif parts.path.startswith("/api/datasets/"):  # pushed as datasets/org/name
+            self._info(parts.path.removeprefix("/api"), parse_qs(parts.query), fault)
         elif found := hub.find(parts.path, "resolve"):
             self._resolve(*found, fault)
         else:
@@ -221,7 +223,12 @@ class _Handler(BaseHTTPRequestHandler):
                     one |= {"lfs": pointer}
             siblings.append(one)
         gated = "manual" if repo.gated else False
-        body = {"id": name, "sha": commit, "private": bool(repo.needs), "gated": gated}
+        body = {
+            "id": name.removeprefix("datasets/"),
+            "sha": commit,
+            "private": bool(repo.needs),
+            "gated": gated,
+        }
         data = json.dumps({**body, "siblings": siblings}).encode()
         return self._send(200, {"Content-Type": "application/json"}, data, fault)
 

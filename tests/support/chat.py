@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ CHATML = (
 COLOURS = ("red", "green", "blue", "white", "black", "amber", "olive", "coral")
 
 
-def chat_tokenizer(template: str | None = CHATML) -> Any:
-    """One token a byte, and `<|endoftext|>` 0, `<|im_start|>` 1, `<|im_end|>` 2 (which ends and pads)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def chat_tokenizer(
+    template: str | None = CHATML,
+    *,
+    control: Sequence[str] = (),
+    bos: str = "<|im_start|>",
+    eos: str = "<|im_end|>",
+) -> Any:
+    """One token a byte, and `<|endoftext|>` 0, `<|im_start|>` 1, `<|im_end|>` 2 (which ends and pads).
+
+    `control` are further control tokens, after the bytes; `bos` and `eos` may be among them.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -26,11 +36,12 @@ def chat_tokenizer(template: str | None = CHATML) -> Any:
     inner = Tokenizer(models.BPE(vocabulary, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(token, special=True) for token in control])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=eos,
         unk_token="<|endoftext|>",
         model_max_length=1024,
     )
@@ -38,7 +49,7 @@ def chat_tokenizer(template: str | None = CHATML) -> Any:
     return tokenizer
 
 
-def chat_base(folder: Path, *, seed: int = 0) -> Path:
+def chat_base(folder: Path, *, seed: int = 0, tied: bool = True) -> Path:
     """A LlamaForCausalLM (hidden 64, 2 layers, 259 tokens) with that tokenizer, saved to `folder`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -51,7 +62,7 @@ def chat_base(folder: Path, *, seed: int = 0) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         pad_token_id=2,
         bos_token_id=1,
         eos_token_id=2,

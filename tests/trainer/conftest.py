@@ -57,17 +57,22 @@ def write_recipe(tmp_path: Path, document: dict[str, Any]) -> Callable[..., Path
 
 @pytest.fixture
 def train_tiny(store: Store, write_recipe: Callable[..., Path]) -> Training:
-    """train_tiny(move=, redo=, to=a store, **changes of the recipe) -> Trained."""
+    """train_tiny(move=, redo=, resume=, to=a store, **changes of the recipe) -> Trained."""
     from adapterhub.cli.output import Output
     from adapterhub.trainer.recipe import load_recipe
     from adapterhub.trainer.train import train
 
     def run(
-        *, move: bool = False, redo: bool = False, to: Store | None = None, **changes: Any
+        *,
+        move: bool = False,
+        redo: bool = False,
+        resume: bool = False,
+        to: Store | None = None,
+        **changes: Any,
     ) -> Trained:
         out = Output(stderr=io.StringIO())
         recipe = load_recipe(write_recipe(**changes))
-        return train(to or store, recipe, out, move=move, redo=redo)
+        return train(to or store, recipe, out, move=move, redo=redo, resume=resume)
 
     return run
 

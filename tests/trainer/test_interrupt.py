@@ -69,10 +69,12 @@ def test_an_interrupted_training_keeps_its_adapter_and_leaves_the_store_alone(
     (run,) = store.runs_dir.iterdir()
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events[-2:]] == ["kept", "interrupted"]
-    said = re.search(r"after step (\d+) of 100000 is kept in (\S+);", err)
+    said = re.search(r"after step (\d+) of 100000:  adapterhub train (\S+) --resume", err)
     assert said is not None, err
-    assert int(said[1]) == events[-2]["step"] >= 1
-    assert store.add_folder(Path(said[2]), name="saved", base=str(base)).created
+    assert (int(said[1]), said[2]) == (events[-2]["step"], str(tmp_path / "recipe.yaml"))
+    kept = re.search(r"adapterhub add (\S+) --name", err)
+    assert kept is not None, err
+    assert store.add_folder(Path(kept[1]), name="saved", base=str(base)).created
     assert files(nobody) == {}  # nothing is written to the home directory
 
 

@@ -140,11 +140,24 @@ def test_the_run_tells_what_happened(train_tiny: Training, store: Store) -> None
     told = events(store)
     assert [e["step"] for e in told if e["event"] == "step"] == list(range(1, 13))
     assert [e["event"] for e in told if e["event"] != "step"] == [
-        "started", "loaded", "evaluated", "training", "evaluated", "added", "done",
+        "started", "prepared", "loaded", "evaluated", "training", "saved", "evaluated", "best", "added", "done",
     ]  # fmt: skip
+    step = [e for e in told if e["event"] == "step"][1]  # the first one warms up from nothing
+    assert set(step["grad_norms"]) == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    squares = sum(norm**2 for norm in step["grad_norms"].values())
+    assert squares == pytest.approx(step["grad_norm"] ** 2, rel=1e-3)
+    assert min(step[key] for key in ("tokens_per_second", "memory", "eta", "learning_rate")) > 0
     (run,) = store.runs_dir.iterdir()
     assert json.loads((run / "result.json").read_text())["digest"] == trained.digest
-    assert not (run / "result").exists()
+    assert not (run / "checkpoints").exists()
     assert not (run / "scratch").exists()
 
 
@@ -165,7 +178,7 @@ def test_training_prints_nothing_to_stdout_and_calls_nobody(
 
 def test_the_same_training_again_is_found_in_the_store(train_tiny: Training, store: Store) -> None:
     first = train_tiny()
-    again = train_tiny(eval={"rows": 2})  # what is measured doesn't change what is trained
+    again = train_tiny(eval={"rows": 6, "samples": 2})  # what is shown doesn't change what is kept
     assert (again.reused, again.digest, again.metrics) == (True, first.digest, first.metrics)
     assert len(list(store.runs_dir.iterdir())) == 1
     redone = train_tiny(redo=True)
@@ -185,15 +198,15 @@ def test_a_taken_name_is_refused_before_any_training(train_tiny: Training, store
 def test_a_name_taken_during_the_training_costs_no_work(
     train_tiny: Training, store: Store, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapterhub.trainer import train as module
+    from adapterhub.trainer import saving
 
-    save = module.save_adapter
+    save = saving.save_adapter
 
-    def save_and_lose_the_name(model: Any, found: Any, folder: Path) -> None:
-        save(model, found, folder)
+    def save_and_lose_the_name(*arguments: Any) -> None:
+        save(*arguments)
         store.add_folder(peft_adapter(base, tmp_path / "rival"), name="paint", base=str(base))
 
-    monkeypatch.setattr(module, "save_adapter", save_and_lose_the_name)
+    monkeypatch.setattr(saving, "save_adapter", save_and_lose_the_name)
     with pytest.raises(ConflictError, match="is kept in") as caught:
         train_tiny(steps=1)
     kept = Path(caught.value.hint.split()[2])
@@ -204,21 +217,21 @@ def test_a_name_taken_during_the_training_costs_no_work(
 def test_an_interrupt_after_the_last_step_keeps_the_adapter(
     train_tiny: Training, store: Store, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapterhub.trainer import train as module
+    from adapterhub.trainer.watch import Examiner
 
-    score = module._score
+    examine = Examiner.examine
 
-    def interrupted(*arguments: Any) -> Any:
-        if arguments[-1] == "after":
+    def interrupted(self: Examiner, step: int, *rest: Any) -> Any:
+        if step == 2:
             raise KeyboardInterrupt
-        return score(*arguments)
+        return examine(self, step, *rest)
 
-    monkeypatch.setattr(module, "_score", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="after step 2 of 2 is kept in"):
+    monkeypatch.setattr(Examiner, "examine", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="take the adapter as it is") as caught:
         train_tiny(steps=2)
     assert store.entries() == []
-    (run,) = store.runs_dir.iterdir()
-    assert store.add_folder(run / "result", name="saved", base=str(base)).created
+    kept = Path(str(caught.value).split()[-5])
+    assert store.add_folder(kept, name="saved", base=str(base)).created
 
 
 def test_redo_replaces_only_a_result_of_the_same_training(train_tiny: Training) -> None:
