@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adapterhub.errors import StoreLockedError
-from adapterhub.fsio import make_directory
+from adapterhub.fsio import make_directory, write_file
 
 EVENTS = "events.jsonl"
 """The file of a run's events, one JSON object a line."""
@@ -73,7 +73,26 @@ def running(
                 f"The run {run.id} is being worked on by another process.",
                 hint="Wait until it ends, or stop it.",
             ) from None
+        if again is not None:
+            _drop_broken_lines(run.path / EVENTS)
         yield from _recorded(run)
+
+
+def _drop_broken_lines(path: Path) -> None:
+    """Takes away what a killed process, or a full disk, left of an event, so that the others can be read."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    whole = b"".join(line for line in data.splitlines(keepends=True) if _is_event(line))
+    if whole != data:
+        write_file(path, whole, path.parent)
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _recorded(run: Run) -> Iterator[Run]:

@@ -103,7 +103,9 @@ def how_rows_stay_apart(model: Any, rows: Sequence[Encoded]) -> Apart | None:
     models whose layers carry a state along the sequence.
     """
     device = next(model.parameters()).device
-    pair = [torch.tensor([row.input_ids[:48]], device=device) for row in rows[:2]]
+    length = _telling_length(model.config)
+    chosen = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)[:2]
+    pair = [torch.tensor([row.input_ids[:length]], device=device) for row in chosen]
     if len(pair) < 2:
         pair *= 2
     cumulative = torch.tensor([0, pair[0].shape[1], pair[0].shape[1] + pair[1].shape[1]])
@@ -123,6 +125,13 @@ def how_rows_stay_apart(model: Any, rows: Sequence[Encoded]) -> Apart | None:
             if _same(model, inputs, alone, how):
                 return how
     return None
+
+
+def _telling_length(config: Any) -> int:
+    """Tokens of a row that show what a model does: more than any window or chunk it looks through, where rows are so long."""
+    text = config.get_text_config()
+    spans = [getattr(text, key, None) for key in ("sliding_window", "attention_chunk_size")]
+    return max([48, *(span + 32 for span in spans if isinstance(span, int))])
 
 
 def _same(model: Any, inputs: dict[str, Any], alone: torch.Tensor, how: Apart) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from adapterhub.errors import FormatError
 from adapterhub.fsio import flush, flush_names, write_file
+from adapterhub.store.blobs import hash_file
 from adapterhub.words import natural
 
 TRAINABLE = "trainable.safetensors"
@@ -96,8 +97,8 @@ def seal(folder: Path, step: int) -> None:
     for path in folder.iterdir():
         flush(path)
     flush_names(folder, folder.parent)
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    write_file(folder / _SEAL, json.dumps({"step": step, "files": sizes}).encode(), folder)
+    digests = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    write_file(folder / _SEAL, json.dumps({"step": step, "files": digests}).encode(), folder)
 
 
 def newest(scratch: Path) -> tuple[Path, int] | None:
@@ -105,7 +106,7 @@ def newest(scratch: Path) -> tuple[Path, int] | None:
     for folder in sorted(scratch.glob("checkpoint-*"), key=lambda p: natural(p.name), reverse=True):
         try:
             told = json.loads((folder / _SEAL).read_bytes())
-            whole = all((folder / n).stat().st_size == size for n, size in told["files"].items())
+            whole = all(hash_file(folder / n) == digest for n, digest in told["files"].items())
         except (OSError, ValueError, KeyError):
             continue
         if whole:

@@ -96,7 +96,7 @@ def train(
         require_libraries()
         from adapterhub.trainer.plan import print_plan
 
-        print_plan(ctx.store, checked, ctx.out)
+        print_plan(ctx.store, checked, ctx.out, move=move)
         return ExitCode.OK
     several = accelerate_config is not None or sharding != "none" or (processes or 1) > 1
     if several and not launched():

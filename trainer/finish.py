@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import AdapterHubError
+from adapterhub.store.adding import manifest_of
 from adapterhub.trainer.provenance import Finished, provenance_body
 from adapterhub.trainer.watch import checkpoint_folder
 
@@ -46,8 +47,11 @@ def put_into_store(store: Store, run: Run, finished: Finished, out: Output, *, m
 
 def _keep(store: Store, run: Run, finished: Finished, step: int) -> str:
     """A checkpoint that wasn't chosen: in the store without a name, so until gc sweeps it away."""
-    body = provenance_body(finished, step)
     folder = checkpoint_folder(run, step)
+    digest = manifest_of(folder).digest
+    if store.layout.manifest(digest).is_file():  # known already, and what is known of it is its own
+        return digest
+    body = provenance_body(finished, step)
     return _add(store, finished, folder, body, None, move=False, named=False).digest
 
 

@@ -21,6 +21,8 @@ from adapterhub.errors import UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from adapterhub.data import Encoded
+
 CHUNK_BYTES = 64 * 2**20
 """Logits in memory at any moment, in float32."""
 
@@ -133,6 +135,27 @@ def _as_forward(
         del module.forward
         if own is not None:
             module.forward = own
+
+
+def lean_loss_is_exact(model: Any, row: Encoded) -> bool:
+    """Whether the lean loss of `model` is that of its own logits: measured on the first tokens of a row.
+
+    It isn't for models that do something of their own behind the decoder. What can't be computed at all isn't exact.
+    """
+    device = next(model.parameters()).device
+    ids = torch.tensor([row.input_ids[:64]], device=device)
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        expected = F.cross_entropy(logits, ids[0, 1:])
+        undo = install_lean_loss(model)
+        try:
+            found = model(input_ids=ids, labels=ids, use_cache=False).loss
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+            return False
+        finally:
+            undo()
+    tolerance = 1e-3 if logits.dtype == model.dtype else 3e-2
+    return bool((found - expected).abs() <= tolerance * expected.abs())
 
 
 def install_lean_loss(model: Any) -> Callable[[], None]:

@@ -20,13 +20,15 @@ import torch
 from transformers import Trainer as HFTrainer
 from trl import SFTConfig, SFTTrainer
 
+from adapterhub.evaluate.scoring import summed_nll
 from adapterhub.trainer.attention import Apart, rows_apart
 from adapterhub.trainer.checkpoints import load_trainable, save_trainable
 from adapterhub.trainer.head import install_lean_loss
+from adapterhub.trainer.methods import orthogonality
 from adapterhub.trainer.ranks import here, sharded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import FrameType
 
     from adapterhub.data import Encoded
@@ -97,6 +99,7 @@ def make_trainer(
     scratch: Path,
     *,
     apart: Apart | None = "rows",
+    lean: bool = True,
 ) -> Trainer:
     """A trainer for `model` (a PEFT model) on `rows`; `scratch` is a folder it may write to.
 
@@ -104,6 +107,7 @@ def make_trainer(
         recipe: with a number as its max_length.
         apart: how rows that follow each other without padding are kept apart (`attention.how_rows_stay_apart`); None: they
             aren't, so they are padded to the longest of a batch, and the recipe must not pack.
+        lean: whether the lean loss is exact for this model (`head.lean_loss_is_exact`); else trained positions get logits.
     """
     from accelerate import PartialState
 
@@ -122,6 +126,8 @@ def make_trainer(
         processing_class=tokenizer,
         loraplus_ratio=recipe.loraplus_ratio,
         apart=apart,
+        lean=lean,
+        neftune_alpha=recipe.neftune_alpha,
     )
 
 
@@ -137,7 +143,6 @@ def arguments(recipe: Recipe, device: Device, scratch: Path) -> dict[str, Any]:
         "warmup_steps": recipe.warmup,  # below 1 it is a fraction of the steps
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
-        "neftune_noise_alpha": recipe.neftune_alpha,
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "use_cpu": device.kind == "cpu",
@@ -171,6 +176,8 @@ class QuietTrainer(HFTrainer):  # type: ignore[misc,unused-ignore] # transformer
         self.optimizer: Any
         self.remove_callback(PrinterCallback)
         self._loraplus_ratio = loraplus_ratio
+        self.penalty = 0.0
+        """What was added to the loss that is no loss of tokens, since somebody last set it to 0."""
         self.tokens_seen = 0
         """Tokens that went through the model, padding not counted."""
 
@@ -212,11 +219,29 @@ class QuietTrainer(HFTrainer):  # type: ignore[misc,unused-ignore] # transformer
 class Trainer(QuietTrainer, SFTTrainer):  # type: ignore[misc,unused-ignore]
     """trl's SFTTrainer with the lean loss, and rows that follow each other without padding kept apart."""
 
-    def __init__(self, *, apart: Apart | None = "rows", **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        apart: Apart | None = "rows",
+        lean: bool = True,
+        neftune_alpha: float | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self._apart = apart
-        install_lean_loss(options["model"].get_base_model())
-        self.model_accepts_loss_kwargs = True  # the lean loss takes num_items_in_batch
+        self._apart, self._lean = apart, lean
+        base = options["model"].get_base_model()
+        if lean:
+            install_lean_loss(base)
+        self.model_accepts_loss_kwargs = True  # either loss takes num_items_in_batch
+        self._lengths = torch.ones(0)
+        if neftune_alpha is not None:
+            self._neftune(base.get_input_embeddings(), neftune_alpha)
+        tuner: Any = options["model"].base_model
+        self._allocator = tuner if hasattr(tuner, "rankallocator") else None
+        if self._allocator is not None:
+            # PEFT adds its penalty to the loss of every forward pass; here it is added once a step.
+            config = self._allocator.peft_config["default"]
+            self._penalty_weight, config.orth_reg_weight = config.orth_reg_weight, 0.0
 
     def training_step(self, model: Any, *args: Any, **options: Any) -> Any:
         with rows_apart(self.model) if self._apart == "rows" else nullcontext():
@@ -228,13 +253,51 @@ class Trainer(QuietTrainer, SFTTrainer):  # type: ignore[misc,unused-ignore]
         """The mean over the batch's trained positions (of the whole step, where Trainer says how many it has)."""
         mask = inputs.get("attention_mask")
         self.tokens_seen += inputs["input_ids"].numel() if mask is None else int(mask.sum())
-        outputs = model(**inputs, num_items_in_batch=num_items_in_batch, use_cache=False)
-        loss = outputs.loss
+        self._lengths = _row_lengths(inputs)
+        outputs = None
+        if self._lean:
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch, use_cache=False)
+            loss = outputs.loss
+        else:
+            labels = inputs.pop("labels")
+            total, count = summed_nll(model, inputs, labels)
+            loss = total / max(1, int(count if num_items_in_batch is None else num_items_in_batch))
+        if self._allocator is not None and model.training:
+            penalty = self._penalty_weight * orthogonality(self._allocator)
+            penalty = penalty / self.current_gradient_accumulation_steps
+            self.penalty += float(penalty.detach())
+            loss = loss + penalty / (
+                1 if num_items_in_batch is None else self.accelerator.num_processes
+            )
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = (
                 loss * self.accelerator.num_processes
             )  # DDP averages what was divided by everybody's positions
         return (loss, outputs) if return_outputs else loss
+
+    def _neftune(self, embedding: Any, alpha: float) -> None:
+        """Noise of alpha/√(L·H) on the embeddings while training (Jain et al. 2023, algorithm 1), L of each row alone:
+        rows that follow each other in one line are no longer for that."""
+
+        def noisy(module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            if not module.training:
+                return output
+            scale = alpha / (self._lengths.to(output.device) * output.shape[-1]).sqrt()
+            noise = torch.empty_like(output).uniform_(-1, 1)
+            return output + noise * scale[..., None].to(output.dtype)
+
+        embedding.register_forward_hook(noisy)
+
+
+def _row_lengths(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """(B, T): how many tokens the row has that a token belongs to."""
+    bounds, mask = inputs.get("cu_seq_lens_q"), inputs.get("attention_mask")
+    if bounds is not None:
+        lengths = bounds.diff()
+        return torch.repeat_interleave(lengths, lengths)[None].float()
+    ids = inputs["input_ids"]
+    whole = torch.full(ids.shape[:1], ids.shape[1]) if mask is None else mask.sum(1)
+    return whole[:, None].expand(ids.shape).float()
 
 
 @contextmanager

@@ -155,3 +155,16 @@ def as_plain_lora(
         else:
             joined[name] = value
     return joined
+
+
+def orthogonality(tuner: Any) -> torch.Tensor:
+    """AdaLoRA's regulariser: how far each P and Q is from orthogonal, ‖P'P - I‖, the mean of all (Zhang et al. 2023, eq. 4,
+    with PEFT's norm in place of its square)."""
+    import torch
+
+    distances = []
+    for name, factor in tuner.model.named_parameters():
+        if factor.requires_grad and ("lora_A" in name or "lora_B" in name):
+            gram = factor @ factor.T if "lora_A" in name else factor.T @ factor  # (r, r)
+            distances.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
+    return torch.stack(distances).mean()

@@ -98,11 +98,13 @@ def attach(
     model: Any, recipe: Recipe, base: BaseModel, *, steps: int = 1000, start: Path | None = None
 ) -> Any:
     """`model` with an adapter that names its base by repository and revision, never by a path."""
-    from peft import PeftModel, get_peft_model
+    from peft import PeftConfig, PeftModel, get_peft_model
 
     model.name_or_path = base.repo or ""
     if start is not None:
-        return PeftModel.from_pretrained(model, start, is_trainable=True)
+        config = PeftConfig.from_pretrained(str(start))
+        config.lora_dropout = recipe.dropout  # the training's, not the adapter's
+        return PeftModel.from_pretrained(model, start, is_trainable=True, config=config)
     return get_peft_model(model, adapter_config(recipe, model, steps), revision=base.revision)
 
 

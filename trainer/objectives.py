@@ -76,6 +76,7 @@ def _answers_trainer(
     model: Any, tokenizer: Any, rows: Sequence[Any], recipe: Recipe, device: Device, scratch: Path
 ) -> QuietTrainer:
     from adapterhub.trainer.attention import how_rows_stay_apart
+    from adapterhub.trainer.head import lean_loss_is_exact
     from adapterhub.trainer.loop import make_trainer
     from adapterhub.trainer.model import scoring_mode
     from adapterhub.trainer.ranks import here
@@ -83,13 +84,14 @@ def _answers_trainer(
     with scoring_mode(model):
         # With FSDP only the first process has the weights yet.
         apart: Apart | None = here().share(how_rows_stay_apart(model, rows))
+        lean = here().share(lean_loss_is_exact(model.get_base_model(), rows[0]))
     if recipe.packing and apart is None:
         raise IncompatibleError(
             f"{recipe.base} mixes rows that are packed into one sequence.",
             why="Two rows packed together got other logits than each alone.",
             hint="Set packing: false; rows are then padded.",
         )
-    return make_trainer(model, tokenizer, rows, recipe, device, scratch, apart=apart)
+    return make_trainer(model, tokenizer, rows, recipe, device, scratch, apart=apart, lean=lean)
 
 
 def _preference_trainer(*arguments: Any) -> QuietTrainer:

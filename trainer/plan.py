@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.trainer.data import load_corpus, tokenize, tokenizer_for
 from adapterhub.trainer.libraries import logged_to
 from adapterhub.trainer.memory import MemoryPlan, for_people, plan_memory
+from adapterhub.trainer.provenance import training_digest
 from adapterhub.trainer.remarks import Remark, remarks
 from adapterhub.words import human_count
 
@@ -26,6 +27,8 @@ class Plan:
     """The figures `recipe check` and `train --dry-run` print. Counts are exact, not estimates; memory is one."""
 
     name: str
+    training: str
+    """The digest by which the store knows the result of this very training."""
     base: str
     objective: str
     method: str
@@ -85,7 +88,7 @@ class Plan:
                 "sequences": self.sequences,
             },
             "steps": {
-                "steps": f"{self.steps}, which is {self.epochs:g} epochs",
+                "steps": f"{self.steps}, which is {self.epochs:g} {'epoch' if self.epochs == 1 else 'epochs'}",
                 "optimizer": self.optimizer,
                 "evaluated": f"every {self.evaluate_every} steps on {self.scored_rows} rows"
                 if self.evaluate_every
@@ -103,14 +106,18 @@ class Plan:
         return found
 
 
-def print_plan(store: Store, recipe: Recipe, out: Output) -> None:
+def print_plan(store: Store, recipe: Recipe, out: Output, *, move: bool = False) -> None:
     """Makes the plan and prints it: sections for people, everything with --json, the steps with -q.
 
-    Raises what `make_plan` raises.
+    Raises what `make_plan` raises, and ConflictError where the name is another adapter's and `move` doesn't allow that.
     """
+    from adapterhub.trainer.train import known_result
+
     with out.progress("reading the data and the base"), logged_to(None):
         start = store.resolve(recipe.start_from) if recipe.start_from else None
         plan = make_plan(recipe, store.bases.open(recipe.base), start)
+    if known_result(store, recipe, plan.training, move=move):
+        out.note(f"{recipe.name} is the result of this very training already.")
     if out.mode == "human":
         out.record(plan.sections)
     else:
@@ -141,6 +148,7 @@ def make_plan(recipe: Recipe, base: BaseModel, start: Resolved | None = None) ->
     device = choose_device()
     sequences = packed_sequences(settled_recipe, tokens.train.rows)
     steps = steps_of(settled_recipe, sequences)
+    a_step = recipe.batch_size * recipe.gradient_accumulation
     model = meta_model(settled_recipe, base, steps=steps)
     trainable, total = count_parameters(model)
     every = evaluation_steps(recipe.eval, steps)
@@ -155,6 +163,7 @@ def make_plan(recipe: Recipe, base: BaseModel, start: Resolved | None = None) ->
     )
     return Plan(
         name=recipe.name,
+        training=training_digest(recipe, corpus, base, start.digest if start else None),
         base=base.label,
         objective=recipe.objective,
         method=recipe.method,
@@ -173,7 +182,7 @@ def make_plan(recipe: Recipe, base: BaseModel, start: Resolved | None = None) ->
         max_length=tokens.max_length,
         sequences=sequences,
         steps=steps,
-        epochs=round(steps * recipe.batch_size * recipe.gradient_accumulation / sequences, 3),
+        epochs=round(steps / math.ceil(sequences / a_step), 3),
         optimizer=optimizer_of(recipe, device),
         gradient_checkpointing=checkpoints_activations(recipe, device),
         evaluate_every=every if scored else None,

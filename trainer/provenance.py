@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.trainer.data import Corpus, TokenData
     from adapterhub.trainer.model import Device
     from adapterhub.trainer.recipe import Recipe
-    from adapterhub.trainer.watch import History
+    from adapterhub.trainer.watch import Course
 
 _LIBRARIES = (
     "accelerate",
@@ -43,6 +43,19 @@ _NOT_TRAINING = (
     "save_every",
     "tensorboard",
 )
+NOT_CHOSEN = "a checkpoint that wasn't chosen"
+"""Why an adapter is in the store that is not the result of its training."""
+_RENDERING = (
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "generation_config.json",
+)
+_OF_THE_START = ("kind", "rank", "alpha", "use_rslora", "target_modules")
+"""Keys that an adapter which is trained on has its own values for."""
 """Keys of the recipe that don't change the weights by themselves: what they point at is recorded by its digest."""
 
 
@@ -55,7 +68,7 @@ class Finished:
     corpus: Corpus
     tokens: TokenData
     device: Device
-    history: History
+    history: Course
     parameters: tuple[int, int]
     """Trainable, all."""
     training: str
@@ -85,7 +98,8 @@ def training_digest(
 
     The held-out rows belong to it because they decide which step is kept; `start` is the adapter that was trained on.
     """
-    settings = {k: v for k, v in recipe.document.items() if k not in _NOT_TRAINING}
+    without = (*_NOT_TRAINING, *(_OF_THE_START if start is not None else ()))
+    settings = {k: v for k, v in recipe.document.items() if k not in without}
     if processes > 1:  # each step has so many batches
         settings["processes"] = processes
     settings["eval"] = {k: v for k, v in settings["eval"].items() if not k.startswith("sample")}
@@ -96,6 +110,7 @@ def training_digest(
                 "train_digest": corpus.train_digest,
                 "held_out_digest": corpus.held_out_digest,
                 "template": corpus.template_digest,
+                "rendering": _rendering(base.path),
                 "base": base.fingerprint,
                 "start": start,
             }
@@ -156,7 +171,7 @@ def provenance_body(finished: Finished, step: int | None = None) -> dict[str, An
         "steps": history.steps,
         "kept": {
             "step": at,
-            "why": finished.why if step is None else "a checkpoint that wasn't chosen",
+            "why": finished.why if step is None else NOT_CHOSEN,
             "stopped_early": history.stopped_early,
         },
         "evaluations": [{"step": e.step, "loss": e.score.loss} for e in history.evaluations],
@@ -168,7 +183,17 @@ def provenance_body(finished: Finished, step: int | None = None) -> dict[str, An
     }
 
 
-def metrics(history: History, step: int) -> dict[str, Any]:
+def _rendering(folder: Path) -> dict[str, str]:
+    """Digests of the base's files that decide which tokens a row becomes and which of them end it."""
+    return {
+        path.name: digest_of(path.read_bytes())
+        for name in _RENDERING
+        for path in sorted(folder.glob(name))
+        if path.is_file()
+    }
+
+
+def metrics(history: Course, step: int) -> dict[str, Any]:
     """Loss of the first and last step, and what the held-out rows showed before and after step `step`.
 
     Losses are in nats a token; of preferences a pair.

@@ -24,7 +24,7 @@ from adapterhub.trainer.data import Corpus, TokenData, load_corpus, tokenize, to
 from adapterhub.trainer.launch import no_sharding_here
 from adapterhub.trainer.libraries import logged_to, require_libraries
 from adapterhub.trainer.objectives import objective_of
-from adapterhub.trainer.provenance import metrics, training_digest
+from adapterhub.trainer.provenance import NOT_CHOSEN, metrics, training_digest
 from adapterhub.trainer.ranks import SilentRun, here
 from adapterhub.trainer.remarks import remarks
 from adapterhub.words import short
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from adapterhub.trainer.provenance import Finished
     from adapterhub.trainer.recipe import Recipe
     from adapterhub.trainer.saving import Initial
-    from adapterhub.trainer.watch import History, Watch
+    from adapterhub.trainer.watch import Course, Watch
 
 
 PACKED_LENGTH = 1024
@@ -116,7 +116,7 @@ def train(
     corpus = load_corpus(recipe)
     started = start.digest if start else None
     training = training_digest(recipe, corpus, base, started, ranks.count)
-    known = _known(store, recipe, training, move=move)
+    known = known_result(store, recipe, training, move=move)
     if known and not redo:
         ranks.share(None)
         return known
@@ -183,7 +183,7 @@ def _start(store: Store, recipe: Recipe, base: BaseModel) -> Resolved | None:
     return found
 
 
-def _known(store: Store, recipe: Recipe, training: str, *, move: bool) -> Trained | None:
+def known_result(store: Store, recipe: Recipe, training: str, *, move: bool) -> Trained | None:
     """The result of this very training, when the name holds it already; ConflictError when it holds another."""
     try:
         found = store.resolve(recipe.name)
@@ -191,7 +191,9 @@ def _known(store: Store, recipe: Recipe, training: str, *, move: bool) -> Traine
         return None
     for attestation in store.attestations(found.digest):
         body = attestation.body
-        if attestation.type == "provenance" and body.get("training") == training:
+        if attestation.type != "provenance" or body.get("training") != training:
+            continue
+        if body["kept"]["why"] != NOT_CHOSEN:  # somebody may have named a checkpoint so
             return Trained(
                 name=str(parse_name(recipe.name)),
                 digest=found.digest,
@@ -246,11 +248,11 @@ class _Job:
 def _train(job: _Job, *, move: bool, resume: bool) -> Trained:
     from adapterhub.trainer.doctor import diagnose
     from adapterhub.trainer.finish import put_into_store
-    from adapterhub.trainer.history import History as Judged
+    from adapterhub.trainer.history import History
 
     finished = _fit(job, resume=resume)
     added = put_into_store(job.store, job.run, finished, job.out, move=move)
-    for finding in diagnose(Judged.from_events(job.run.path / EVENTS)):
+    for finding in diagnose(History.from_events(job.run.path / EVENTS)):
         (job.out.note if finding.severity == "remark" else job.out.warn)(
             f"{finding.words}\n  {finding.advice}"
         )
@@ -302,7 +304,8 @@ def _fit(job: _Job, *, resume: bool) -> Finished:
         watch.on_each = lambda: bar.advance(1, **_status(history))
         watch.on_finding = lambda finding: out.warn(f"{finding.words}\n  {finding.advice}")
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            if not here().share(watch.over):
+                trainer.train(resume_from_checkpoint=checkpoint)
         except KeyboardInterrupt:
             raise _stopped(job, history, steps) from None
     if watch.stopped:
@@ -371,7 +374,7 @@ def _watch(
     from adapterhub.data import stop_token_ids
     from adapterhub.trainer.checkpoints import newest, whole_tensors
     from adapterhub.trainer.saving import save_adapter
-    from adapterhub.trainer.watch import History, Watch, past
+    from adapterhub.trainer.watch import Course, Watch, drop_lost, past
 
     run, out = job.run, job.out
     ranks = here()
@@ -385,14 +388,19 @@ def _watch(
         model, tokenizer, tokens.held_out.rows, run, recipe, job.corpus.split.held_out,
         stop_token_ids(tokenizer, job.base.path),
     )  # fmt: skip
+    examiner.on_sample = lambda asked, said: out.note(f"  {asked}\n  -> {said}")
     found = ranks.share(newest(run.path / "scratch") if resume else None)
     if found is not None:
         checkpoint, step = found
-        history = past(run.path / EVENTS, step) if ranks.computes else History(step)
+        history = past(run.path / EVENTS, step) if ranks.computes else Course(step)
+        for lost in drop_lost(run, history) if ranks.first else ():
+            out.warn(
+                f"The adapter after step {lost} is gone from the run's folder; it can't be kept."
+            )
         run.event("resumed", step=step)
         out.note(f"going on after step {step} of {trainer.args.max_steps}")
     else:
-        checkpoint, history = None, History()
+        checkpoint, history = None, Course()
         # A model that is cut over processes can't compute before it is; the watch has it scored then.
         with out.progress("scoring held-out rows before training", total=examiner.rows) as bar:
             alone = ranks.first and not ranks.sharded
@@ -408,7 +416,7 @@ def _watch(
     return watch, str(checkpoint) if checkpoint else None
 
 
-def _drawn(history: History, steps: int) -> Callable[[int], list[str]]:
+def _drawn(history: Course, steps: int) -> Callable[[int], list[str]]:
     """The curve above the progress bar: training loss, and the held-out losses on it."""
     from adapterhub.trainer.plot import curve
 
@@ -421,7 +429,7 @@ def _drawn(history: History, steps: int) -> Callable[[int], list[str]]:
     return lines
 
 
-def _status(history: History) -> dict[str, float]:
+def _status(history: Course) -> dict[str, float]:
     shown = {"loss": round(history.losses[-1], 3)}
     if history.evaluations and history.evaluations[-1].step:
         shown["held_out"] = round(history.evaluations[-1].score.loss, 3)
@@ -448,7 +456,7 @@ def _remark(out: Output, recipe: Recipe, corpus: Corpus, tokens: TokenData) -> N
             out.warn(remark.text)
 
 
-def _stopped(job: _Job, history: History, steps: int) -> KeyboardInterrupt:
+def _stopped(job: _Job, history: Course, steps: int) -> KeyboardInterrupt:
     """The interrupt of a training that can go on: its text says how, and where the adapter so far is."""
     from adapterhub.trainer.checkpoints import newest
     from adapterhub.trainer.watch import checkpoint_folder

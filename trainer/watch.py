@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +20,12 @@ from transformers import TrainerCallback
 from adapterhub.errors import AdapterHubError
 from adapterhub.evaluate.models import answer
 from adapterhub.evaluate.scoring import Score, score
+from adapterhub.fsio import flush
 from adapterhub.runs import EVENTS
 from adapterhub.trainer.board import Board
 from adapterhub.trainer.checkpoints import seal
 from adapterhub.trainer.doctor import during
-from adapterhub.trainer.history import History as Judged
+from adapterhub.trainer.history import History
 from adapterhub.trainer.model import scoring_mode
 from adapterhub.trainer.pairs import PairScore
 from adapterhub.trainer.ranks import Ranks, here
@@ -40,7 +42,7 @@ _RECENT = 20
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Scored:
     """Held-out loss after `step` steps (0: before the first)."""
 
     step: int
@@ -48,12 +50,12 @@ class Evaluation:
 
 
 @dataclass
-class History:
+class Course:
     """What the loop has measured so far."""
 
     steps: int = 0
     losses: list[float] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[Scored] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
     """Steps whose adapter is in the run's `checkpoints` folder."""
     seconds: float = 0.0
@@ -66,7 +68,7 @@ class History:
         return next((e.score for e in self.evaluations if e.step == 0), None)
 
     @property
-    def best(self) -> Evaluation | None:
+    def best(self) -> Scored | None:
         """The evaluation with the lowest loss after the first step; the earlier one of equals."""
         trained = [e for e in self.evaluations if e.step > 0]
         return min(trained, key=lambda e: (e.score.loss, e.step), default=None)
@@ -82,9 +84,9 @@ class History:
         return next((e.score for e in self.evaluations if e.step == step), None)
 
 
-def past(events: Path, step: int) -> History:
+def past(events: Path, step: int) -> Course:
     """The history up to `step` as the events tell it: what was done after the checkpoint is done again."""
-    history = History()
+    history = Course()
     for line in events.read_text(encoding="utf-8").splitlines():
         told: dict[str, Any] = json.loads(line)
         if (told.get("step") or 0) > step:  # a finding about the data has none
@@ -95,14 +97,30 @@ def past(events: Path, step: int) -> History:
                 history.losses.append(told["loss"])
                 history.seconds, history.epochs = told["seconds"], told["epoch"]
             case "evaluated":
-                _replace(history.evaluations, Evaluation(told["step"], _score_of(told)))
+                _replace(history.evaluations, Scored(told["step"], _score_of(told)))
             case "saved" if told["step"] not in history.saved:
                 history.saved.append(told["step"])
     history.steps = step
     return history
 
 
-def _replace(evaluations: list[Evaluation], new: Evaluation) -> None:
+def drop_lost(run: Run, course: Course) -> list[int]:
+    """Makes the run's folder and `course` agree: returns the steps whose adapter is gone and with it their claim to be
+    the best, and removes adapters of steps that will be computed again."""
+    for folder in (run.path / "checkpoints").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) not in course.saved:
+            shutil.rmtree(folder)
+    lost = [
+        step
+        for step in course.saved
+        if not (checkpoint_folder(run, step) / "adapter_config.json").is_file()
+    ]
+    course.saved = [step for step in course.saved if step not in lost]
+    course.evaluations = [e for e in course.evaluations if e.step not in lost]
+    return lost
+
+
+def _replace(evaluations: list[Scored], new: Scored) -> None:
     evaluations[:] = [e for e in evaluations if e.step != new.step] + [new]
 
 
@@ -129,13 +147,15 @@ class Examiner:
         self._recipe = recipe
         self._questions = [row for row in questions if row.question][: recipe.eval.samples]
         self._stop_ids = stop_ids
+        self.on_sample: Callable[[str, str], None] = lambda _asked, _said: None
+        """Called with each held-out question that was answered, and the answer."""
 
     @property
     def rows(self) -> int:
         """How many held-out rows there are to score."""
         return len(self._rows)
 
-    def examine(self, step: int, on_rows: Callable[[int], None] | None = None) -> Evaluation | None:
+    def examine(self, step: int, on_rows: Callable[[int], None] | None = None) -> Scored | None:
         """Scores the model as it is, writes the events, and returns the score; None without held-out rows."""
         if not self._rows:
             return None
@@ -146,12 +166,14 @@ class Examiner:
                     self._model, self._tokenizer, row.question, self._stop_ids,
                     self._recipe.eval.sample_tokens,
                 )  # fmt: skip
-                self._run.event("sample", step=step, question=row.question[-1].content, answer=said)
+                asked = row.question[-1].content
+                self._run.event("sample", step=step, question=asked, answer=said)
+                self.on_sample(asked, said)
         self._run.event(
             "evaluated", step=step, when="before" if step == 0 else "during", **found.measures,
             nll=found.nll, tokens=found.tokens, rows=found.rows,
         )  # fmt: skip
-        return Evaluation(step, found)
+        return Scored(step, found)
 
     def _measure(self, on_rows: Callable[[int], None] | None) -> Score:
         return score(self._model, self._rows, on_rows=on_rows)
@@ -168,7 +190,7 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
         stop: Stop,
         examiner: Examiner,
         save: Callable[[Path], None],
-        history: History,
+        history: Course,
     ) -> None:
         self._trainer, self._recipe, self._run, self._stop = trainer, recipe, run, stop
         self._examiner, self._save = examiner, save
@@ -180,7 +202,7 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
         """Called after every step, for whoever draws it."""
         self.on_finding: Callable[[Finding], None] = lambda _: None
         """Called with what the doctor has to say while it runs, each rule once."""
-        self._judged = Judged.from_events(run.path / EVENTS) if self._ranks.first else Judged()
+        self._judged = History.from_events(run.path / EVENTS) if self._ranks.first else History()
         wanted = recipe.tensorboard and self._ranks.first
         self._board = Board(run.path / "tensorboard") if wanted else None
         self._told: set[str] = set()
@@ -192,6 +214,14 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._tokens = 0
         self._earlier = history.seconds
         self._began = self._last = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether a run that is gone on with had ended for want of a gain already."""
+        patience = self._recipe.eval.patience
+        early = bool(patience and self.history.without_gain >= patience)
+        self.history.stopped_early = early
+        return early
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = self._last = time.monotonic()
@@ -240,6 +270,9 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._ranks.wait()  # each process has written its random states
         if self._ranks.first:
+            flush(
+                self._run.path / EVENTS
+            )  # what a resumed run reads of its past is there with the checkpoint
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
         self._run.event("checkpoint", step=state.global_step)
 
@@ -264,7 +297,8 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
             self._run.event("best", step=step, loss=found.score.loss)
 
     def _step(self, state: Any, logs: Mapping[str, Any]) -> None:
-        loss, norm = float(logs["loss"]), logs.get("grad_norm")
+        loss, norm = float(logs["loss"]) - self._trainer.penalty, logs.get("grad_norm")
+        self._trainer.penalty = 0.0
         if not math.isfinite(loss):
             raise AdapterHubError(
                 f"The loss is {loss} at step {state.global_step}: the training has diverged.",

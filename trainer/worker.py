@@ -5,6 +5,7 @@ It takes what `adapterhub train` takes. The first process prints; the others say
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -32,10 +33,12 @@ def main() -> None:
     code = _train()
     if folder is not None:
         leave_word(folder, index, code)
-    torch = sys.modules.get("torch")
-    if code == 0 and torch is not None and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is on disk. On the interpreter's own way out torch's threads have aborted a process now and then, and the
+    # launcher takes that for a failure and stops the first one while it still fills the store.
+    os._exit(code)
 
 
 def _train() -> int:

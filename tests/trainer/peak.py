@@ -1,7 +1,7 @@
 """Trains for two steps in a process of its own and prints what it held in memory: `python peak.py BASE RECIPE_JSON`.
 
-One line of JSON: `peak`, the most that was resident while training, less what was before the model was loaded; `predicted`,
-the plan's total less the libraries, which were there by then. Bytes.
+One line of JSON: `peak`, the most that was resident while training, less `before`, what was before the model was loaded;
+`predicted`, the plan's total less the same. Bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ def main() -> None:
         ids = tuple((31 * row + 17 * place) % (vocabulary - 10) + 5 for place in range(length))
         rows.append(Encoded(ids, (-100,) * (length // 2) + ids[length // 2 :]))
     plan = plan_memory(recipe, base, max_length=length, device=device, trained_share=0.5)
-    libraries = sum(part.bytes for part in plan.parts if part.name == "libraries")
 
     before = resident("VmRSS")
     model = load_for_training(recipe, base, device)
@@ -62,8 +61,8 @@ def main() -> None:
         trainer.train()
     found = {
         "peak": resident("VmHWM") - before,
-        "predicted": plan.total - libraries,
-        "libraries": before,
+        "predicted": plan.total - before,
+        "before": before,
     }
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 

@@ -13,7 +13,12 @@ from adapterhub.data import IGNORED, Encoded
 from adapterhub.errors import UnsupportedError
 from adapterhub.trainer import head as module
 from adapterhub.trainer.attention import NAME, boundaries, how_rows_stay_apart, rows_apart
-from adapterhub.trainer.head import HeadForm, LinearCrossEntropy, install_lean_loss
+from adapterhub.trainer.head import (
+    HeadForm,
+    LinearCrossEntropy,
+    install_lean_loss,
+    lean_loss_is_exact,
+)
 
 VOCABULARY = 97
 SIZES: dict[str, Any] = {
@@ -207,3 +212,38 @@ def test_a_model_with_a_running_state_is_found_out() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         assert how_rows_stay_apart(MambaForCausalLM(config), ROWS) is None
+
+
+def test_a_model_whose_head_does_more_is_found_out_and_gets_logits() -> None:
+    """Falcon-H1 multiplies its logits by a factor of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class Scaled(LlamaForCausalLM):
+        def forward(self, *arguments: Any, **options: Any) -> Any:
+            output = super().forward(*arguments, **options)
+            output.logits = output.logits * 0.05
+            return output
+
+    for kind, exact in ((LlamaForCausalLM, True), (Scaled, False)):
+        model: Any = kind(LlamaConfig(**SIZES))
+        model.requires_grad_(False)
+        assert lean_loss_is_exact(model, ROWS[0]) is exact
+        assert "forward" not in vars(model)  # as it was
+
+
+def test_a_window_that_only_the_mask_knows_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that are tried are longer than the window, or they would show nothing."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from adapterhub.trainer import attention
+
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=60))
+    long = [Encoded(tuple(i % 90 + 3 for i in range(n)), ()) for n in (100, 95)]
+    assert how_rows_stay_apart(model, long) == "rows"
+    real = attention.rows_attention
+
+    def blind(*arguments: Any, **options: Any) -> Any:
+        return real(*arguments, **{**options, "sliding_window": None})
+
+    monkeypatch.setattr(attention, "rows_attention", blind)
+    assert how_rows_stay_apart(model, long) == "mask"

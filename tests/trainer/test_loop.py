@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from adapterhub.evaluate.models import load_tokenizer
 from adapterhub.evaluate.scoring import score, summed_nll
 from adapterhub.trainer.data import load_corpus, tokenize
 from adapterhub.trainer.loop import Trainer, make_trainer, packed_sequences, steps_of, to_dataset
+from adapterhub.trainer.methods import orthogonality
 from adapterhub.trainer.model import choose_device, load_for_training, meta_model, scoring_mode
 from adapterhub.trainer.model import count_parameters as count
 from adapterhub.trainer.objectives import Tokens
@@ -162,3 +164,60 @@ def test_target_modules_that_would_be_ignored_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         built(target_modules=targets)
+
+
+def test_the_loss_by_logits_is_the_lean_one(built: Callable[..., Any]) -> None:
+    """What a model gets whose head does more than the lean loss knows."""
+    _, _, lean, trainer = built(batch_size=2)
+    _, _, full, plain = built(batch_size=2)
+    del full.get_base_model().forward
+    plain._lean = False
+    losses = []
+    for model, one in ((lean, trainer), (full, plain)):
+        batch = next(iter(one.get_train_dataloader()))
+        losses.append(float(one.training_step(shaken(model), batch, torch.tensor(50))))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 8)])
+def test_adalora_is_regularised_once_a_step_and_the_loss_told_is_that_of_tokens(
+    shape: tuple[int, int], built: Callable[..., Any]
+) -> None:
+    batch, accumulation = shape
+    _, rows, model, trainer = built(
+        kind="adalora", packing=False, batch_size=batch, gradient_accumulation=accumulation
+    )
+    batches = iter(trainer.get_train_dataloader())
+    samples, count = trainer.get_batch_samples(batches, accumulation, trainer.args.device)
+    trainer.current_gradient_accumulation_steps = accumulation
+    total = sum(float(trainer.training_step(model, dict(one), count)) for one in samples)
+    once = 0.5 * float(orthogonality(model.base_model).detach())
+    assert trainer.penalty == pytest.approx(once, rel=1e-5)
+    nll = sum(float(summed_nll(model, *_apart(dict(one)))[0].detach()) for one in samples)
+    assert total - trainer.penalty == pytest.approx(nll / int(count), rel=1e-4)
+    assert rows.rows
+
+
+def _apart(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
+    labels = batch.pop("labels")
+    return batch, labels
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_neftune_noise_is_that_of_each_row_alone(built: Callable[..., Any], packing: bool) -> None:
+    alpha, hidden = 5.0, 64
+    _, _, model, trainer = built(packing=packing, batch_size=4, neftune_alpha=alpha)
+    batch = next(iter(trainer.get_train_dataloader()))
+    embedding = model.get_base_model().get_input_embeddings()
+    with torch.no_grad():
+        embedding.weight.zero_()  # so that the noise is all there is
+    seen: list[torch.Tensor] = []
+    embedding.register_forward_hook(lambda _m, _i, output: seen.append(output.detach()))
+    model.train()
+    trainer.compute_loss(model, batch)
+    bounds = batch["cu_seq_lens_q"].tolist()
+    assert len(bounds) > 4
+    for start, end in pairwise(bounds):
+        limit = alpha / ((end - start) * hidden) ** 0.5
+        largest = float(seen[0][0, start:end].abs().max())
+        assert 0.9 * limit < largest <= limit

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adapterhub.errors import NotFoundError, StoreLockedError
-from adapterhub.runs import Run, running
+from adapterhub.evaluate.scoring import Score
+from adapterhub.runs import EVENTS, Run, running
 from adapterhub.store import Store
 from adapterhub.trainer.checkpoints import newest
+from adapterhub.trainer.watch import Course, Scored, drop_lost
 from tests.cli.calling import wait_until
 from tests.trainer.conftest import events
 from tests.trainer.test_interrupt import events_text
@@ -63,6 +65,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         patched.setattr(Watch, "on_log", die)
         with pytest.raises(Killed):
             train_tiny(to=broken, **changes)
+    (run,) = broken.runs_dir.iterdir()
+    with (run / EVENTS).open("a") as file:  # killed in the middle of an event
+        file.write('{"time": "20')
     resumed = train_tiny(to=broken, resume=True, **changes)
     told = events(broken)
     assert [e["step"] for e in told if e["event"] == "resumed"] == [6]
@@ -125,3 +130,43 @@ def test_a_run_is_worked_on_by_one_process(tmp_path: Path) -> None:
         running(tmp_path, "train", {}, again=Run(run.id, run.path)),
     ):
         pass
+
+
+def test_a_run_that_had_ended_early_goes_straight_to_the_store(
+    train_tiny: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapterhub.errors import OutOfSpaceError
+    from adapterhub.trainer import finish
+
+    changes: dict[str, Any] = {
+        "steps": 60, "learning_rate": 0.1, "scheduler": "constant", "eval": {"rows": 6, "every": 4, "patience": 2},
+    }  # fmt: skip
+    whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
+    expected = train_tiny(to=whole, **changes)
+    assert expected.steps < 60
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OutOfSpaceError("The disk is full.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finish, "_add", full)
+        with pytest.raises(OutOfSpaceError):
+            train_tiny(to=broken, **changes)
+    resumed = train_tiny(to=broken, resume=True, **changes)
+    assert (resumed.digest, resumed.steps, resumed.kept) == (
+        expected.digest, expected.steps, expected.kept,
+    )  # fmt: skip
+
+
+def test_what_is_gone_from_the_runs_folder_is_not_trusted(tmp_path: Path) -> None:
+    run = Run("r", tmp_path)
+    for step in (2, 4, 6):
+        folder = tmp_path / "checkpoints" / f"step-{step}"
+        folder.mkdir(parents=True)
+        if step != 2:
+            (folder / "adapter_config.json").write_text("{}")
+    course = Course(saved=[2, 4], evaluations=[Scored(s, Score(s, 1, 1)) for s in (0, 2, 4)])
+    assert drop_lost(run, course) == [2]
+    assert course.saved == [4]
+    assert [e.step for e in course.evaluations] == [0, 4]
+    assert not (tmp_path / "checkpoints" / "step-6").exists()  # it will be computed again

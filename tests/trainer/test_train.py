@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from adapterhub.data import read_rows, split_rows
 from adapterhub.errors import ConflictError, ExitCode, FormatError, IncompatibleError, NotFoundError
 from adapterhub.evaluate import evaluate
+from adapterhub.names import parse_name
 from adapterhub.store import Store
 from tests.cli.calling import call, run
 from tests.support.chat import CHATML, chat_base, chat_rows, chat_tokenizer, write_rows
@@ -297,3 +298,39 @@ def test_a_wrong_recipe_is_a_usage_error(write_recipe: Callable[..., Path]) -> N
     said = call("train", write_recipe(rnak=3), "--json")
     assert (said.code, said.out) == (ExitCode.USAGE, "")
     assert said.error["what"] == "The recipe has an unknown key: rnak."
+
+
+@pytest.mark.parametrize(
+    "file", ["chat_template.jinja", "tokenizer.json", "generation_config.json"]
+)
+def test_what_decides_the_tokens_belongs_to_the_training(
+    file: str, train_tiny: Training, tmp_path: Path
+) -> None:
+    own = chat_base(tmp_path / "own")
+    train_tiny(base=str(own), steps=1)
+    path = own / file
+    path.write_text(path.read_text().replace("assistant", "assistent") + " ")
+    with pytest.raises(ConflictError):
+        train_tiny(base=str(own), steps=1)
+
+
+def test_a_checkpoint_that_took_the_name_is_not_the_result(
+    train_tiny: Training, store: Store
+) -> None:
+    changes = {"steps": 8, "eval": {"rows": 4, "every": 4}}
+    trained = train_tiny(**changes)
+    (body,) = [a.body for a in store.attestations(trained.digest) if a.type == "provenance"]
+    other = body["checkpoints"][0]["digest"]
+    store.tag(store.resolve("@" + other.removeprefix("sha256:")), parse_name("paint"), move=True)
+    with pytest.raises(ConflictError):
+        train_tiny(**changes)
+
+
+def test_a_checkpoint_known_already_keeps_its_own_provenance(
+    train_tiny: Training, store: Store
+) -> None:
+    short = train_tiny(
+        name="short", steps=4, scheduler="constant", warmup=0, eval={"rows": 4, "every": 4}
+    )
+    train_tiny(name="long", steps=8, scheduler="constant", warmup=0, eval={"rows": 4, "every": 4})
+    assert [a.type for a in store.attestations(short.digest)].count("provenance") == 1

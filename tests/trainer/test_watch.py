@@ -14,7 +14,7 @@ from adapterhub.errors import MissingDependencyError
 from adapterhub.evaluate.scoring import Score
 from adapterhub.store import Store
 from adapterhub.trainer.recipe import EvalSpec
-from adapterhub.trainer.watch import Evaluation, History, evaluation_steps, past
+from adapterhub.trainer.watch import Course, Scored, evaluation_steps, past
 from tests.support.chat import write_rows
 from tests.trainer.conftest import events
 
@@ -132,12 +132,10 @@ def test_how_often_is_evaluated(spec: EvalSpec, steps: int, every: int) -> None:
 
 def test_the_best_is_the_first_of_equals_and_never_the_start() -> None:
     losses = [1.0, 3.0, 2.0, 2.0, 2.5]
-    history = History(
-        evaluations=[Evaluation(10 * i, Score(x, 1, 1)) for i, x in enumerate(losses)]
-    )
+    history = Course(evaluations=[Scored(10 * i, Score(x, 1, 1)) for i, x in enumerate(losses)])
     assert history.best is not None
     assert (history.best.step, history.without_gain) == (20, 2)
-    assert History().best is None
+    assert Course().best is None
 
 
 def test_a_resumed_run_reads_its_past_up_to_the_checkpoint(tmp_path: Path) -> None:
