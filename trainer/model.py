@@ -102,7 +102,7 @@ def attach(
 
     model.name_or_path = base.repo or ""
     if start is not None:
-        config = PeftConfig.from_pretrained(str(start))
+        config: Any = PeftConfig.from_pretrained(str(start))
         config.lora_dropout = recipe.dropout  # the training's, not the adapter's
         return PeftModel.from_pretrained(model, start, is_trainable=True, config=config)
     return get_peft_model(model, adapter_config(recipe, model, steps), revision=base.revision)
