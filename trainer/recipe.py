@@ -157,6 +157,8 @@ def load_recipe(
     """
     from adapterhub.trainer.foreign import tool_of
 
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a recipe.", hint="Name the YAML file in it.")
     if not path.is_file():
         raise NotFoundError(
             f"There is no recipe {path}.", hint=f"adapterhub recipe init {path}  writes one"

@@ -257,6 +257,12 @@ def _train(job: _Job, *, move: bool, resume: bool) -> Trained:
             f"{finding.words}\n  {finding.advice}"
         )
     history = finished.history
+    score = history.at(finished.kept)
+    if score is not None:
+        job.out.note(
+            f"kept step {finished.kept} of {history.steps} ({finished.why}); held out: "
+            + ", ".join(f"{e.score.loss:.4g} at {e.step}" for e in history.evaluations)
+        )
     return Trained(
         name=str(added.name),
         digest=added.digest,

@@ -56,7 +56,7 @@ def _train() -> int:
 
 def _be_quiet(folder: Path | None, index: int) -> None:
     """Prints go nowhere, errors to the launcher's folder where there is one; the first process decides when to stop."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _drop(1)
     if folder is not None:
         os.dup2(os.open(folder / f"{index}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,10 +75,18 @@ def _watch(launcher: int, folder: Path | None, index: int) -> None:
             os._exit(1)
         if deadline is None and os.getppid() != launcher:
             deadline = time.monotonic() + _GRACE
+            _drop(1, 2)  # whoever read them may be gone as well
             if index == 0:
                 os.kill(os.getpid(), signal.SIGINT)
         if deadline is not None and time.monotonic() > deadline:
             os._exit(1)
+
+
+def _drop(*outputs: int) -> None:
+    """What is written to these goes nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in outputs:
+        os.dup2(nowhere, output)
 
 
 def _gone(pid: int | None) -> bool:

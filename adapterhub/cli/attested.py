@@ -58,7 +58,17 @@ def _weight(value: object) -> str:
 def _trained(body: Mapping[str, Any]) -> str:
     recipe, data = _inner(body, "recipe"), _inner(body, "data")
     held_out = _inner(_inner(body, "metrics"), "held_out")
-    text = f"{recipe.get('method')}, {body.get('steps')} steps on {data.get('train_rows')} rows ({short(str(data.get('digest')))})"
+    how = [recipe.get("method"), recipe.get("kind"), recipe.get("objective")]
+    told = [str(word) for word in how if word not in (None, "lora", "sft")] or ["lora"]
+    kept, steps = _inner(body, "kept").get("step"), body.get("steps")
+    at = f"step {kept} of {steps}" if kept not in (None, steps) else f"{steps} steps"
+    what = "pairs" if recipe.get("objective") == "dpo" else "rows"
+    text = f"{', '.join(told)}, {at} on {data.get('train_rows')} {what} ({short(str(data.get('digest')))})"
+    start = body.get("parents")
+    if isinstance(start, list) and start:
+        text += f", from {_mapping(start[0]).get('name')}"
+    if "chosen" in str(_inner(body, "kept").get("why")):
+        text += "; a checkpoint that wasn't chosen"
     if held_out:
         what = "accuracy" if "accuracy_after" in held_out else "perplexity"
         text += f"; held-out {what} {_number(held_out.get(f'{what}_before'))} -> {_number(held_out.get(f'{what}_after'))}"

@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +44,34 @@ ROOT = Path(__file__).parents[2]
 CPU, GPU = Device("cpu", "a CPU", "float32"), Device("cuda", "a GPU", "bfloat16")
 
 
-def begin(store: Store, recipe: Path, *flags: str) -> subprocess.Popen[str]:
-    """`adapterhub train RECIPE --processes 2 --json`, running."""
-    return subprocess.Popen(
+@contextmanager
+def begun(store: Store, recipe: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """`adapterhub train RECIPE --processes 2 --json` while it runs."""
+    with subprocess.Popen(
         [PROGRAM, "train", str(recipe), "--processes", "2", "--json", *flags],
         env={**os.environ, "ADAPTERHUB_HOME": str(store.home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """The exit code, stdout and stderr once it is through."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def until_it_steps(process: subprocess.Popen[str], store: Store) -> None:
+    def stepped() -> bool:
+        return '"event": "step"' in events_text(store.home)
+
+    assert wait_until(lambda: stepped() or process.poll() is not None, seconds=300)
+    assert stepped(), ended(process)
 
 
 def processes_of(store: Store) -> list[psutil.Process]:
@@ -94,9 +114,9 @@ def test_two_processes_train_what_one_trains_with_twice_the_accumulation(
         "steps": None, "epochs": 1, "packing": False,
         "eval": {"rows": 6, "every": 10, "samples": 1, "sample_tokens": 4},
     }  # fmt: skip
-    process = begin(store, write_recipe(**changes))
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    with begun(store, write_recipe(**changes)) as process:
+        code, out, err = ended(process)
+    assert code == 0, err
     record = json.loads(out)
     assert record["steps"] == 25
 
@@ -131,19 +151,19 @@ def test_an_interrupted_training_in_two_processes_goes_on_and_ends_early_as_in_o
         "eval": {"rows": 6, "every": 20, "patience": 1}, "save_every": 5,
     }  # fmt: skip
     recipe = write_recipe(**changes)
-    process = begin(store, recipe)
-    assert wait_until(lambda: '"event": "step"' in events_text(store.home), seconds=200)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (ExitCode.INTERRUPTED, ""), err
+    with begun(store, recipe) as process:
+        until_it_steps(process, store)
+        process.send_signal(signal.SIGINT)
+        code, out, err = ended(process)
+    assert (code, out) == (ExitCode.INTERRUPTED, ""), err
     assert nobody_is_left(store)
     assert f"adapterhub train {recipe} --processes 2 --json --resume" in err
     assert store.entries() == []
     kept = told(store, "kept")[-1]
 
-    process = begin(store, recipe, "--resume")
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    with begun(store, recipe, "--resume") as process:
+        code, out, err = ended(process)
+    assert code == 0, err
     assert [e["step"] for e in told(store, "resumed")] == [kept["step"]]
     alone = Store(tmp_path / "alone")
     expected = train_tiny(to=alone, gradient_accumulation=2, **changes)
@@ -163,11 +183,11 @@ def test_an_interrupted_training_in_two_processes_goes_on_and_ends_early_as_in_o
 def test_a_lost_process_ends_the_training_which_says_so(
     store: Store, write_recipe: Callable[..., Path]
 ) -> None:
-    process = begin(store, write_recipe(steps=100_000))
-    assert wait_until(lambda: '"event": "step"' in events_text(store.home), seconds=200)
-    rank(store, 1).kill()
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (ExitCode.FAILED, "")
+    with begun(store, write_recipe(steps=100_000)) as process:
+        until_it_steps(process, store)
+        rank(store, 1).kill()
+        code, out, err = ended(process)
+    assert (code, out) == (ExitCode.FAILED, ""), err
     error = json.loads(err.strip().splitlines()[-1])["error"]
     assert error["what"] == "Process 1 of 2 ended, and the training with it."
     assert "--resume" in error["hint"]
@@ -176,11 +196,9 @@ def test_a_lost_process_ends_the_training_which_says_so(
 
 @pytest.mark.slow
 def test_no_process_outlives_the_command(store: Store, write_recipe: Callable[..., Path]) -> None:
-    process = begin(store, write_recipe(steps=100_000))
-    assert wait_until(lambda: '"event": "step"' in events_text(store.home), seconds=200)
-    assert len(processes_of(store)) == 3
-    process.kill()
-    process.communicate()
+    with begun(store, write_recipe(steps=100_000)) as process:
+        until_it_steps(process, store)
+        assert len(processes_of(store)) == 3
     assert nobody_is_left(store)
     assert [e["event"] for e in events(store)][-2:] == ["kept", "interrupted"]
 
@@ -189,9 +207,9 @@ def test_no_process_outlives_the_command(store: Store, write_recipe: Callable[..
 def test_what_the_first_process_refuses_is_the_commands_own_error(
     store: Store, write_recipe: Callable[..., Path]
 ) -> None:
-    process = begin(store, write_recipe(), "--resume")
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, out) == (ExitCode.NOT_FOUND, ""), err
+    with begun(store, write_recipe(), "--resume") as process:
+        code, out, err = ended(process)
+    assert (code, out) == (ExitCode.NOT_FOUND, ""), err
     (line,) = [line for line in err.splitlines() if line.startswith("{")]
     assert "no unfinished run" in json.loads(line)["error"]["what"]
     assert "Traceback" not in err
@@ -229,7 +247,7 @@ def test_a_model_cut_over_two_processes_trains_as_a_whole_one(
     def run(*flags: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*command, *flags], cwd=ROOT, env={**environment, **more}, capture_output=True,
-            text=True, timeout=200, check=False,
+            text=True, timeout=300, check=False,
         )  # fmt: skip
 
     assert "Interrupted" in (stopped := run(STOP_AT="5")).stderr, stopped.stderr
