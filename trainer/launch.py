@@ -172,7 +172,7 @@ def launch(config: Mapping[str, Any], arguments: Sequence[str]) -> ExitCode:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    with tempfile.TemporaryDirectory(prefix="adapterhub-") as name:
+    with tempfile.TemporaryDirectory(prefix="adapterhub-processes-") as name:
         folder = Path(name)
         path = folder / "accelerate.yaml"
         write_config(path, config)
