@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +66,9 @@ def running(
     Raises StoreLockedError where another process works on that one.
     """
     run = again or Run.create(runs, kind, recipe)
-    with run.path.joinpath("lock").open("wb") as lock:
+    # The folder itself is locked, so that the lock leaves no file behind.
+    lock = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,6 +79,8 @@ def running(
         if again is not None:
             _drop_broken_lines(run.path / EVENTS)
         yield from _recorded(run)
+    finally:
+        os.close(lock)
 
 
 def _drop_broken_lines(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from adapterhub.trainer.foreign.axolotl_data import take_data
 from adapterhub.trainer.foreign.common import (
     KERNEL,
+    NOT_IN_4_BITS,
     PRECISION,
     RUNNING,
     SEVERAL_GPUS,
@@ -210,7 +211,10 @@ def _take_beginning(reading: Reading) -> None:
     word = str(reading.get(key)).lower()
     if word in ("true", "olora", "pissa") or word.startswith("pissa_niter"):
         ours = "default" if word == "true" else word.partition("_")[0]
-        reading.keep(key, "init", ours)
+        if ours != "default" and reading.document.get("method") == "qlora":
+            reading.differ(key, NOT_IN_4_BITS, "init", "default")
+        else:
+            reading.keep(key, "init", ours)
     else:
         reading.differ(key, "there are default, pissa and olora", "init", "default")
 

@@ -17,6 +17,9 @@ Verdict = Literal["kept", "differs", "ignored", "default", "empty", "unknown"]
 STEPS_UNKNOWN = (
     "how many steps there are is known with the data alone: `adapterhub recipe check` tells"
 )
+NOT_IN_4_BITS = (
+    "on a base in 4 bits the factors begin as usual: what they leave behind would be rounded again"
+)
 SEVERAL_GPUS = "one process trains on one GPU: a step there was as many times larger as it had GPUs"
 PRECISION = "the device decides: bfloat16 on a GPU that has it, and the adapter in float32"
 RUNNING = "how it runs, logs or saves; it changes no weights"

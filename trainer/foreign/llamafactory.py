@@ -13,6 +13,7 @@ from typing import Any
 from adapterhub.canonical import read_object
 from adapterhub.trainer.foreign.common import (
     KERNEL,
+    NOT_IN_4_BITS,
     PRECISION,
     RUNNING,
     SEVERAL_GPUS,
@@ -206,7 +207,11 @@ def _take_adapter(reading: Reading) -> None:
     if reading.has("use_dora"):
         reading.keep("use_dora", "kind", "dora" if reading.get("use_dora") else "lora")
     if reading.has("pissa_init"):
-        reading.keep("pissa_init", "init", "pissa" if reading.get("pissa_init") else "default")
+        wanted = bool(reading.get("pissa_init"))
+        if wanted and reading.document.get("method") == "qlora":
+            reading.differ("pissa_init", NOT_IN_4_BITS, "init", "default")
+        else:
+            reading.keep("pissa_init", "init", "pissa" if wanted else "default")
     targets = reading.get("lora_target", "all")
     names = (
         [name.strip() for name in targets.split(",")]
