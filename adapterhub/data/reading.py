@@ -79,7 +79,11 @@ class Scan(Generic[R]):
             f" (read as {', '.join(sorted({file.format for file in hurt}))}).",
             why=shown + (f"; and {more} more" if more > 0 else "") + ".",
             hint="Correct or delete these rows; nothing is dropped silently."
-            + (f" All of them: adapterhub data report {hurt[0].source} --format {hurt[0].format}" if more > 0 else ""),
+            + (
+                f" All of them: adapterhub data report {hurt[0].source} --format {hurt[0].format}"
+                if more > 0
+                else ""
+            ),
         )
 
 
