@@ -43,6 +43,7 @@ _NOT_TRAINING = (
     "save_every",
     "tensorboard",
 )
+"""Keys of the recipe that don't change the weights by themselves: what they point at is recorded by its digest."""
 NOT_CHOSEN = "a checkpoint that wasn't chosen"
 """Why an adapter is in the store that is not the result of its training."""
 _RENDERING = (
@@ -56,7 +57,6 @@ _RENDERING = (
 )
 _OF_THE_START = ("kind", "rank", "alpha", "use_rslora", "target_modules")
 """Keys that an adapter which is trained on has its own values for."""
-"""Keys of the recipe that don't change the weights by themselves: what they point at is recorded by its digest."""
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,7 @@ def train(
     if recipe.tensorboard:
         writer_class()
     ranks = here()
-    base = store.bases.open(recipe.base)
-    start = _start(store, recipe, base)
-    corpus = load_corpus(recipe)
-    started = start.digest if start else None
-    training = training_digest(recipe, corpus, base, started, ranks.count)
+    base, start, corpus, training = _opened(store, recipe)
     known = known_result(store, recipe, training, move=move)
     if known and not redo:
         ranks.share(None)
@@ -154,11 +150,8 @@ def follow(store: Store, recipe: Recipe, out: Output) -> None:
     if told is None:  # the store has the result
         return
     path, training, resume = told
-    base = store.bases.open(recipe.base)
-    start = _start(store, recipe, base)
-    corpus = load_corpus(recipe)
-    started = start.digest if start else None
-    if training_digest(recipe, corpus, base, started, ranks.count) != training:
+    base, start, corpus, found = _opened(store, recipe)
+    if found != training:
         raise IncompatibleError(
             f"Process {ranks.index} has another base, other data or other settings than the first one.",
             hint="Give every machine the same recipe, base and data.",
@@ -166,6 +159,15 @@ def follow(store: Store, recipe: Recipe, out: Output) -> None:
     with logged_to(path / f"log.{ranks.index}"):
         run = SilentRun(path.name, path)
         _fit(_Job(store, recipe, out, base, corpus, run, training, start, ""), resume=resume)
+
+
+def _opened(store: Store, recipe: Recipe) -> tuple[BaseModel, Resolved | None, Corpus, str]:
+    """The base, the adapter to go on from, the rows, and the digest of the training that they are."""
+    base = store.bases.open(recipe.base)
+    start = _start(store, recipe, base)
+    corpus = load_corpus(recipe)
+    started = start.digest if start else None
+    return base, start, corpus, training_digest(recipe, corpus, base, started, here().count)
 
 
 def _start(store: Store, recipe: Recipe, base: BaseModel) -> Resolved | None:

@@ -218,10 +218,14 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
     @property
     def over(self) -> bool:
         """Whether a run that is gone on with had ended for want of a gain already."""
+        self.history.stopped_early = self._impatient
+        return self.history.stopped_early
+
+    @property
+    def _impatient(self) -> bool:
+        """Whether as many evaluations brought no gain as the recipe waits for."""
         patience = self._recipe.eval.patience
-        early = bool(patience and self.history.without_gain >= patience)
-        self.history.stopped_early = early
-        return early
+        return bool(patience and self.history.without_gain >= patience)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = self._last = time.monotonic()
@@ -251,12 +255,10 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
             return control
         if step % self._every == 0 or last:
             self._examine(step)
-            patience = self._recipe.eval.patience
             # The first process decides; the others, which may have no scores, wait for it here.
-            early = bool(patience and self.history.without_gain >= patience and not last)
-            if self._ranks.any(early):
+            if self._ranks.any(self._impatient and not last):
                 self.history.stopped_early = control.should_training_stop = True
-                self._run.event("stopped_early", step=step, patience=patience)
+                self._run.event("stopped_early", step=step, patience=self._recipe.eval.patience)
         if step % self._save_every == 0 and not last:
             control.should_save = True
         # What the evaluation took is no part of the next step.
@@ -270,9 +272,8 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._ranks.wait()  # each process has written its random states
         if self._ranks.first:
-            flush(
-                self._run.path / EVENTS
-            )  # what a resumed run reads of its past is there with the checkpoint
+            # What a resumed run reads of its past is there with the checkpoint.
+            flush(self._run.path / EVENTS)
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
         self._run.event("checkpoint", step=state.global_step)
 
