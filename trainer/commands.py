@@ -13,6 +13,7 @@ import typer
 from adapterhub.cli.command import Context, command
 from adapterhub.cli.output import Output
 from adapterhub.errors import ExitCode
+from adapterhub.trainer.options import Base, Name, Sets
 
 if TYPE_CHECKING:
     from adapterhub.trainer.launch import Sharding
@@ -23,25 +24,13 @@ if TYPE_CHECKING:
 def train(
     ctx: Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
-    name: Annotated[
-        str | None, typer.Option(help="The adapter's name, instead of the recipe's.")
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Folder or repository of the base model, instead of the recipe's."),
-    ] = None,
+    name: Name = None,
+    base: Base = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimizer steps, instead of the recipe's steps or epochs.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed, instead of the recipe's.")] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Another value for any key of the recipe: --set eval.every=50.",
-        ),
-    ] = None,
+    sets: Sets = None,
     resume: Annotated[
         bool,
         typer.Option(

@@ -12,6 +12,7 @@ import typer
 from adapterhub.cli.command import Context, command
 from adapterhub.cli.output import Output
 from adapterhub.errors import ConflictError, UsageError
+from adapterhub.trainer.options import Base, Name, Sets
 from adapterhub.trainer.preview_command import preview
 
 app = typer.Typer(
@@ -20,14 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Another value for any key of the recipe: --set eval.every=50.",
-    ),
-]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file.")]
 
 
@@ -82,13 +75,8 @@ def init(
 def check(
     ctx: Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
-    name: Annotated[
-        str | None, typer.Option(help="The adapter's name, instead of the recipe's.")
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Folder or repository of the base model, instead of the recipe's."),
-    ] = None,
+    name: Name = None,
+    base: Base = None,
     sets: Sets = None,
 ) -> None:
     """Print what a training would do, and what there is to say about it; train nothing."""
