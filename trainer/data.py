@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from adapterhub.canonical import digest_of
+from adapterhub.chat_template import digest_of_template
 from adapterhub.data import (
     dataset_digest,
     mix_replay,
@@ -64,7 +64,7 @@ class Corpus:
     @property
     def template_digest(self) -> str | None:
         """Of the given template."""
-        return digest_of(self.template.encode("utf-8")) if self.template is not None else None
+        return digest_of_template(self.template)
 
 
 @dataclass(frozen=True)

@@ -82,22 +82,29 @@ def fit(
         str | None, typer.Option(help="Folder or repository; by default the adapter's own.")
     ] = None,
 ) -> ExitCode:
-    """Say whether an adapter fits a base model; exit 5 when it doesn't."""
+    """Say whether an adapter fits a base model, reading all its values; exit 5 when it doesn't."""
+    from adapterhub.fitting import examine
+
     resolved = ctx.store.resolve(name)
     model = ctx.store.base_for(resolved, base)
-    verdict = ctx.store.fit(resolved, model)
+    found = examine(ctx.store, resolved, model)
+    verdict = found.verdict
     ctx.out.record(
         {
             "name": resolved.label,
             "base": model.label,
-            "fits": verdict.ok,
+            "fits": found.ok,
             "modules": f"{verdict.modules_found}/{verdict.modules_total}",
             "fingerprint": verdict.fingerprint,
-            "reasons": list(verdict.reasons),
+            "kind": found.facts.kind,
+            "rank": found.rank,
+            "template": found.template,
+            "reasons": [*found.misfits, *found.unsound],
+            "remarks": list(found.remarks),
         },
         ids=("fits",),
     )
-    return ExitCode.OK if verdict.ok else ExitCode.INCOMPATIBLE
+    return ExitCode.OK if found.ok else ExitCode.INCOMPATIBLE
 
 
 app.command("add")(base_add)

@@ -51,6 +51,7 @@ _CORE: dict[str, tuple[str, str]] = {
     "export": ("Merge and export", "adapterhub.cli.exporting:export"),
     "data": ("Train and evaluate", "adapterhub.cli.datasets:app"),
     "eval": ("Train and evaluate", "adapterhub.cli.evaluating:evaluate"),
+    "chat": ("Train and evaluate", "adapterhub.cli.chatting:chat"),
 }
 _PANELS = {
     "train": "Train and evaluate",

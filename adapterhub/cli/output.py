@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any, Literal, Protocol
 
 from adapterhub.errors import AdapterHubError, UsageError
@@ -118,6 +118,24 @@ class Output:
             for line in text.split("\n"):
                 self._line(clean(line))
 
+    def piece(self, text: str) -> None:
+        """A part of a long text that is still being made, at once; lines and tabs are as they come. Not as JSON."""
+        if self.mode != "json":
+            self._stdout.write("\t".join(clean(p, keep_newlines=True) for p in text.split("\t")))
+            self._stdout.flush()
+
+    def stream(self, pieces: Iterable[str], *, about: Mapping[str, Any]) -> None:
+        """An answer while it comes, and the line ended; as JSON a record of `about` and the whole `answer`."""
+        told = []
+        for text in pieces:
+            told.append(text)
+            self.piece(text)
+        whole = "".join(told)
+        if self.mode == "json":
+            self._print_json({**about, "answer": whole})
+        elif not whole.endswith("\n"):
+            self.piece("\n")
+
     @property
     def width(self) -> int | None:
         """Columns of the terminal that stdout is; None where it is none."""
@@ -202,6 +220,20 @@ class Output:
         self._stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UsageError("Nothing was done.")
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person can be asked and answered: people's words, on a terminal, typed at one."""
+        return self.mode == "human" and sys.stdin.isatty() and self._stdout.isatty()
+
+    def ask(self, label: str) -> str | None:
+        """A line that a person types, with the keys and the history of readline; None at the end of the input."""
+        with suppress(ImportError):
+            import readline  # noqa: F401 - input() uses it once it is there
+        try:
+            return input(clean(label))
+        except EOFError:
+            return None
 
     # How
 

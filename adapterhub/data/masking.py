@@ -10,13 +10,14 @@ healthy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.canonical import canonical_bytes, digest_of, parse_object
+from adapterhub.canonical import parse_object
+from adapterhub.chat_template import digest_of_template
 from adapterhub.data.answers import answer_spans, place
 from adapterhub.errors import FormatError, IncompatibleError, UnsupportedError, UsageError
 
@@ -170,12 +171,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, base_folder: Path) -> fro
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """`sha256:<hex>` of the chat template, or None when there is none."""
-    template: object = tokenizer.chat_template
-    if not template:
-        return None
-    if isinstance(template, Mapping):
-        return digest_of(canonical_bytes(template))
-    return digest_of(str(template).encode("utf-8"))
+    return digest_of_template(tokenizer.chat_template)
 
 
 @lru_cache(maxsize=4)

@@ -1,17 +1,20 @@
-"""Models in memory: one base, adapters attached to it in turn, merged models loaded by themselves."""
+"""Models in memory: one base, adapters attached to it in turn, merged models loaded by themselves; and what they answer."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub.data import Message
+from adapterhub.data.templates import chat_template, render
 from adapterhub.errors import IncompatibleError, MissingDependencyError, UsageError
+from adapterhub.evaluate.pieces import Pieces
 
 if TYPE_CHECKING:
     import torch
@@ -77,17 +80,37 @@ def attached(model: Any, adapter: Path | None) -> Iterator[Any]:
     if adapter is None:
         yield model
         return
+    import torch
     from peft import PeftModel
 
+    # Trained biases are written over the model's own, and peft doesn't put those back.
+    biases = {
+        name: value.detach().clone()
+        for name, value in model.named_parameters()
+        if name.endswith("bias")
+    }
     with quiet_libraries():
         wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)
     try:
         yield wrapped.eval()
     finally:
-        wrapped.unload()
+        if hasattr(wrapped.base_model, "unload"):  # not where only the input is changed
+            wrapped.unload()
+        with torch.no_grad():
+            for name, value in biases.items():
+                model.get_parameter(name).copy_(value)
         # peft leaves its mark, and warns when the next adapter is attached
         with contextlib.suppress(AttributeError):
             del model.peft_config
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, as text and as tokens (the stop token included), and why it went no further."""
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: Literal["stop", "length", "halted"]
 
 
 def answer(
@@ -101,33 +124,106 @@ def answer(
 
     Where there is no template, a question is continued as it is.
     """
-    import torch
+    asked = prompt_tokens(tokenizer, prompt)
+    return stream_answer(model, tokenizer, asked, stop_ids, max_new_tokens).text.strip()
 
-    if tokenizer.chat_template:
-        asked = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        turns = [{"role": message.role, "content": message.content} for message in asked]
-        inputs = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    inputs = inputs.to(next(model.parameters()).device)
-    with torch.no_grad():
-        output = model.generate(
-            **inputs,
+
+def prompt_tokens(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
+    """The tokens that the model is asked with: a question or the turns so far, up to where its answer begins.
+
+    Where there is no chat template, they are those of the text alone. A template that asks for the date is told the one
+    it was told in training, so the same question gets the same tokens tomorrow.
+
+    Raises IncompatibleError when the template can't render these turns.
+    """
+    if not tokenizer.chat_template:
+        text = prompt if isinstance(prompt, str) else prompt[-1].content
+        found: list[int] = tokenizer(text)["input_ids"]
+        return found
+    asked = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+    turns = [{"role": message.role, "content": message.content} for message in asked]
+    try:
+        text = render(tokenizer, chat_template(tokenizer), turns, add_generation_prompt=True)
+    except IncompatibleError as error:
+        raise IncompatibleError(
+            "The chat template can't render this conversation.",
+            why=error.why or error.what,
+            hint="Some templates know no system message; leave it out.",
+        ) from error
+    rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return rendered
+
+
+def stream_answer(
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[int],
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    heard: Callable[[str], None] = lambda _: None,
+    halted: Callable[[], bool] = lambda: False,
+) -> Answer:
+    """The model's answer to the tokens `asked`, told piece by piece as it is made.
+
+    Args:
+        temperature: 0 is greedy; above it the answer is drawn, within the top-k and top-p of the model's
+            generation_config.json where that names them.
+        seed: of the draw; None draws anew each time. The random state of the process is left as it was.
+        heard: called with each piece of text; joined they are the answer's text. A character whose bytes come with
+            several tokens is told once it is whole.
+        halted: asked after each token; true ends the answer there.
+    """
+    import torch
+    from transformers import StoppingCriteriaList
+
+    device = next(model.parameters()).device
+    inputs = torch.tensor([list(asked)], device=device)
+    pieces = Pieces(tokenizer, heard)
+
+    def stop_here(ids: Any, scores: Any, **_: Any) -> Any:
+        return torch.full((1,), halted(), device=ids.device, dtype=torch.bool)
+
+    # None takes the model's own values away; without it they would be remarked upon where nothing is drawn
+    drawing: dict[str, Any] = {
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+    }
+    if temperature > 0:
+        own = model.generation_config
+        drawing = {
+            "do_sample": True,
+            "temperature": temperature,
+            "top_p": 1.0 if own.top_p is None else own.top_p,
+            "top_k": 0 if own.top_k is None else own.top_k,
+        }
+    gpus = [device] if device.type == "cuda" else []
+    with torch.no_grad(), quiet_libraries(), torch.random.fork_rng(gpus):
+        if temperature > 0:
+            torch.manual_seed(torch.seed() if seed is None else seed)
+        model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
+            num_beams=1,
             use_cache=True,  # trainers turn it off
-            temperature=None,
-            top_p=None,
-            top_k=None,
             eos_token_id=sorted(stop_ids),
             pad_token_id=min(stop_ids),
+            streamer=pieces,
+            stopping_criteria=StoppingCriteriaList([stop_here]),
+            **drawing,
         )
-    text: str = tokenizer.decode(
-        output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
-    return text.strip()
+    made = tuple(pieces.tokens)
+    ended: Literal["stop", "length", "halted"] = "length"
+    if made and made[-1] in stop_ids:
+        ended = "stop"
+    elif len(made) < max_new_tokens:
+        ended = "halted"
+    return Answer(pieces.text, made, ended)
 
 
 @contextmanager

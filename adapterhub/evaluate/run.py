@@ -22,17 +22,13 @@ from adapterhub.data import (
 from adapterhub.errors import IncompatibleError, UsageError
 from adapterhub.evaluate import models
 from adapterhub.evaluate.scoring import BATCH_TOKENS, score
-from adapterhub.fsio import typed_path
+from adapterhub.evaluate.subjects import BASE, Kind, Subject, find_subject, shared_base_of
 
 if TYPE_CHECKING:
     from adapterhub.base import BaseModel
     from adapterhub.data.masking import EncodedRows
-    from adapterhub.store import Resolved, Store
+    from adapterhub.store import Store
 
-BASE = "base"
-"""The word that means the base model itself among the names to evaluate."""
-
-Kind = Literal["base", "adapter", "model"]
 SplitName = Literal["held_out", "all"]
 
 
@@ -62,16 +58,6 @@ class EvalRow:
     answer: str | None
     """The greedy answer to the prompt, where one was given."""
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """Something to evaluate: the base, an adapter in the store, or a model folder."""
-
-    name: str
-    kind: Kind
-    adapter: Resolved | None = None
-    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -131,8 +117,9 @@ def evaluate(
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"max_rows is {max_rows}; it must be at least 1.")
     models.torch_dtype(dtype)
-    subjects = [_subject(store, name) for name in names]
-    base_model = _base(store, subjects, base, allow_mismatch)
+    subjects = [find_subject(store, name) for name in names]
+    _require_attachable(store, subjects)
+    base_model = shared_base_of(store, subjects, base, allow_mismatch=allow_mismatch)
     every = read_rows(data, fmt)
     parts = split_rows(every, held_out, seed=split_seed, limit=limit)
     if split == "held_out" and not parts.held_out:
@@ -146,7 +133,7 @@ def evaluate(
     stop_ids = stop_token_ids(tokenizer, home)
     encoded = encode_rows(tokenizer, rows, max_length=max_length, stop_ids=stop_ids)
 
-    def measure(subject: _Subject, model: Any) -> EvalRow:
+    def measure(subject: Subject, model: Any) -> EvalRow:
         began = time.monotonic()
         if progress:
             progress.update(f"scoring {subject.name}")
@@ -158,7 +145,7 @@ def evaluate(
         return EvalRow(
             name=subject.name,
             kind=subject.kind,
-            digest=subject.adapter.digest if subject.adapter else None,
+            digest=subject.digest,
             loss=result.loss,
             perplexity=result.perplexity,
             tokens=result.tokens,
@@ -167,7 +154,7 @@ def evaluate(
             seconds=round(time.monotonic() - began, 3),
         )
 
-    used = [subject.adapter.digest for subject in subjects if subject.adapter]
+    used = [subject.digest for subject in subjects if subject.digest]
     with store.leases.held("eval", used, f"on {data}"):
         table = _measure_all(store, subjects, base_model, dtype, measure)
     if attest and base_model is not None:
@@ -180,10 +167,10 @@ def evaluate(
 
 def _measure_all(
     store: Store,
-    subjects: Sequence[_Subject],
+    subjects: Sequence[Subject],
     base: BaseModel | None,
     dtype: str,
-    measure: Callable[[_Subject, Any], EvalRow],
+    measure: Callable[[Subject, Any], EvalRow],
 ) -> list[EvalRow]:
     """Measures each subject once: the base and its adapters on one loaded model, then each model folder."""
     results: dict[str, EvalRow] = {}
@@ -200,10 +187,10 @@ def _measure_all(
 
 def _measure_on_base(
     store: Store,
-    subjects: Sequence[_Subject],
+    subjects: Sequence[Subject],
     base: BaseModel,
     dtype: str,
-    measure: Callable[[_Subject, Any], EvalRow],
+    measure: Callable[[Subject, Any], EvalRow],
 ) -> dict[str, EvalRow]:
     if not subjects:
         return {}
@@ -216,36 +203,13 @@ def _measure_on_base(
     return results
 
 
-def _subject(store: Store, name: str) -> _Subject:
-    if name == BASE:
-        return _Subject(name, "base")
-    folder = typed_path(name)
-    if (folder / "config.json").is_file():
-        return _Subject(name, "model", folder=folder)
-    return _Subject(name, "adapter", adapter=store.resolve(name))
-
-
-def _base(
-    store: Store, subjects: Sequence[_Subject], explicit: str | None, allow_mismatch: bool
-) -> BaseModel | None:
-    """The one base all adapters are evaluated on; None where only model folders are."""
-    adapters = [s.adapter for s in subjects if s.adapter]
-    if explicit is not None:
-        found = store.bases.open(explicit)
-    elif adapters:
-        found = store.base_for(adapters[0])
-    elif any(s.kind == "base" for s in subjects):
-        raise UsageError("Which base? No adapter says it.", hint="Name it: --base FOLDER_OR_REPO")
-    else:
-        return None
-    for adapter in adapters:
-        variants = store.facts(adapter).kind
-        if variants not in ("lora", "dora"):
+def _require_attachable(store: Store, subjects: Sequence[Subject]) -> None:
+    for adapter in (subject.adapter for subject in subjects if subject.adapter):
+        kind = store.facts(adapter).kind
+        if kind not in ("lora", "dora"):
             raise IncompatibleError(
-                f"{adapter.label} is of the kind {variants}, which can't be attached yet."
+                f"{adapter.label} is of the kind {kind}, which can't be attached yet."
             )
-        store.require_fit(adapter, found, allow_mismatch=allow_mismatch)
-    return found
 
 
 def _advancer(progress: Progress | None, rows: int) -> Callable[[int], None]:

@@ -16,14 +16,12 @@ from typing import Any, Protocol
 from adapterhub.base import INDEX_NAME, SINGLE_NAME, BaseModel
 from adapterhub.canonical import canonical_bytes, digest_of
 from adapterhub.errors import VerificationError
-from adapterhub.export.card import CARD_NAME, model_card
+from adapterhub.export.card import CARD_NAME, RECORD_NAME, model_card
 from adapterhub.export.layout import Shard, require_true_index, weight_map
 from adapterhub.export.partial import Partial, building, digest_of_file
 from adapterhub.export.plan import ExportPlan
 from adapterhub.export.stream import Budget, write_shards
 from adapterhub.lora.rows import Rows
-
-RECORD_NAME = "adapterhub.json"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import yaml
 from adapterhub.words import short
 
 CARD_NAME = "README.md"
+RECORD_NAME = "adapterhub.json"
+"""The whole record of an export, beside the card."""
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """What is true of the merged model because it is true of its base."""
 

@@ -26,7 +26,7 @@ from adapterhub.evaluate.models import (
     load_tokenizer,
     quiet_libraries,
 )
-from adapterhub.formats.safetensors import TORCH_NAMES
+from adapterhub.free_memory import free_on_host
 from adapterhub.lora.adapter import Adapter
 from adapterhub.lora.rows import Rows, whole
 from adapterhub.words import human_size
@@ -120,7 +120,7 @@ def _compare(
 
     _require_possible(base, adapters)
     hush_optional_kernels()
-    dtype = _main_dtype(base)
+    dtype = base.main_dtype
     text = _text(base, vocabulary)
     with torch.inference_mode():
         with _attached(as_seen(_loaded(base.path, "float32")), adapters) as model:
@@ -188,7 +188,7 @@ def _require_possible(base: BaseModel, adapters: Sequence[tuple[Adapter, Path, f
     need = _BYTES_A_PARAMETER * parameters(base) + _LOGITS * 4 * MOST_TOKENS * len(PROMPTS) * (
         base.tensors[base.embedding].shape[0] if base.embedding else 0
     )
-    free = _free_memory()
+    free = free_on_host()
     if free is not None and need > free:
         raise CannotCompareError(
             f"it takes {human_size(need)} of memory, and {human_size(free)} are free"
@@ -198,14 +198,6 @@ def _require_possible(base: BaseModel, adapters: Sequence[tuple[Adapter, Path, f
 def parameters(base: BaseModel) -> int:
     """Values of all its tensors."""
     return sum(info.count for info in base.tensors.values())
-
-
-def _main_dtype(base: BaseModel) -> str:
-    """The dtype of most of the base's values, in torch's word."""
-    sizes: dict[str, int] = {}
-    for info in base.tensors.values():
-        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.count
-    return TORCH_NAMES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
 def _text(base: BaseModel, vocabulary: int | None) -> _Text:
@@ -298,15 +290,6 @@ def _logits(model: Any, text: _Text) -> torch.Tensor:
     found = model(input_ids=text.tokens).logits
     rows = zip(found, text.lengths, strict=True)
     return torch.cat([row[:length].float() for row, length in rows])
-
-
-def _free_memory() -> int | None:
-    """Bytes that are there for the taking, with what caches would give back; None where the system doesn't say."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def _rounded(found: Distance) -> dict[str, float]:

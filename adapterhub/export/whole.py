@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from adapterhub.base import HEAD_NAME, BaseModel, Verdict
+from adapterhub.base import HEAD_NAME, BaseModel, Verdict, counterpart
 from adapterhub.errors import IncompatibleError, UnsupportedError
 from adapterhub.export.views import BaseView
 from adapterhub.lora.adapter import Adapter
 from adapterhub.lora.rows import Rows
 from adapterhub.merge.recipe import Recipe
-from adapterhub.merge.weights import counterpart
 from adapterhub.merge.whole import all_whole, kept_from, whole_tensors
 from adapterhub.words import some
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from adapterhub.base import BaseModel, find_weight
+from adapterhub.base import BaseModel, counterpart
 from adapterhub.errors import UnsupportedError
 from adapterhub.formats.safetensors import TensorFile, TensorInfo
 from adapterhub.lora.rows import Factored, Rows, buffer
@@ -100,14 +100,6 @@ class BaseWeights:
     def counterpart(self, saved: str) -> str | None:
         """The tensor that a whole trained tensor takes the place of; None where there is none."""
         return counterpart(self.model, saved)
-
-
-def counterpart(base: BaseModel, saved: str) -> str | None:
-    """The tensor of `base` that a whole trained tensor takes the place of; None where there is none."""
-    module, _, leaf = saved.rpartition(".")
-    weight = find_weight(base, module)
-    name = None if weight is None else f"{weight.removesuffix('.weight')}.{leaf}"
-    return name if name in base.tensors else None
 
 
 @contextmanager

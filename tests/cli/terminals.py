@@ -10,6 +10,7 @@ import struct
 import subprocess
 import termios
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.cli.calling import PROGRAM
@@ -27,11 +28,15 @@ def on_a_terminal(
     *words: str,
     typed: str = "",
     after: str = "",
+    then: Sequence[tuple[str, str]] = (),
     width: int = 120,
     seconds: float = 60,
     **environment: str,
 ) -> Shown:
-    """Runs the program on a pty that is its controlling terminal; `typed` is typed once it has said `after`."""
+    """Runs the program on a pty that is its controlling terminal; `typed` is typed once it has said `after`.
+
+    `then` are further (after, typed), each waited for in what is said since the one before was typed.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     plain = {
@@ -45,11 +50,14 @@ def on_a_terminal(
         preexec_fn=lambda: os.login_tty(theirs),  # noqa: PLW1509 - no threads here
     )
     os.close(theirs)
-    data, deadline = b"", time.monotonic() + seconds
+    steps = [*([(after, typed)] if typed else []), *then]
+    data, seen, deadline = b"", 0, time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if typed and after in data.decode(errors="replace"):
-            os.write(ours, typed.encode())
-            typed = ""
+        if steps and steps[0][0] in data[seen:].decode(errors="replace"):
+            # Python forgets a Ctrl-C until the next key where it comes between readline's prompt and its wait for keys
+            time.sleep(0.1)
+            os.write(ours, steps.pop(0)[1].encode())
+            seen = len(data)
         ready, _, _ = select.select([ours], [], [], 0.1)
         if ready:
             try:

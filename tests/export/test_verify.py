@@ -517,7 +517,7 @@ def test_logits_say_why_they_were_not_compared(
         small.setattr("adapterhub.export.checked.SMALL", 10)
         assert "--verify-all" in said(1, verify="sized")
         assert "tokens" in exporter(parents[:1], base, verify="all").verified["logits"]
-    monkeypatch.setattr("adapterhub.export.logits._free_memory", lambda: 1000)
+    monkeypatch.setattr("adapterhub.export.logits.free_on_host", lambda: 1000)
     assert "of memory" in said(1, verify="sized")
 
 

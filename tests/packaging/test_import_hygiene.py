@@ -160,6 +160,7 @@ def test_listing_loads_nothing_that_it_does_not_need(home: Path) -> None:
         ("diff",),
         ("export",),
         ("eval",),
+        ("chat",),
         ("data", "report"),
         ("train",),
         ("serve",),

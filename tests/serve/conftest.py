@@ -13,16 +13,17 @@ import pytest
 from adapterhub.store import Store
 from tests.support.adapters import AdapterMaker
 
-# Takes vLLM's flags, answers /health and /v1/models as vLLM does, and has a child of its own, as vLLM has its engine.
-# What comes in --seed says how it misbehaves.
+# Takes vLLM's flags, listens on a port or a socket, answers the routes that are asked as vLLM does, and has a child of its
+# own, as vLLM has its engine. An answer's text is the model's name. What comes in --seed says how it misbehaves.
 STAND_IN = """#!{python}
-import json, os, signal, subprocess, sys, time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import json, os, signal, socketserver, subprocess, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 arguments = sys.argv[1:]
 value = lambda flag: arguments[arguments.index(flag) + 1]
 seed = value("--seed") if "--seed" in arguments else "0"
-start = arguments.index("--lora-modules") + 1
+base = value("--served-model-name")
+start = arguments.index("--lora-modules") + 1 if "--lora-modules" in arguments else len(arguments)
 modules = [item.split("=")[0] for item in arguments[start:] if "=" in item]
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
 print("engine", child.pid, flush=True)
@@ -36,15 +37,47 @@ if seed == "3":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
-        names = [value("--served-model-name"), *modules]
+        names = [base, *modules]
         key = os.environ.get("VLLM_API_KEY")
         refused = self.path == "/v1/models" and key and self.headers["Authorization"] != "Bearer " + key
-        self.send_response(401 if refused else 200)
-        self.end_headers()
-        self.wfile.write(json.dumps({{"data": [{{"id": name}} for name in names]}}).encode())
+        self.answer(401 if refused else 200, {{"data": [{{"id": name}} for name in names]}})
 
-HTTPServer((value("--host"), int(value("--port"))), Handler).serve_forever()
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = body.get("lora_name", body.get("model", base))
+        if self.path == "/v1/load_lora_adapter":
+            if seed == "5":
+                return self.answer(500, {{"error": {{"message": "it is too large", "type": "x", "code": 500}}}})
+            assert os.path.isfile(os.path.join(body["lora_path"], "adapter_model.safetensors"))
+            modules.append(name)
+        elif self.path == "/v1/unload_lora_adapter":
+            modules.remove(name)
+        elif name not in [base, *modules]:
+            return self.answer(404, {{"error": {{"message": "The model `" + name + "` does not exist."}}}})
+        self.answer(200, {{"model": name, "choices": [{{"index": 0, "text": name, "finish_reason": "length"}}]}})
+
+    def answer(self, status, body):
+        text = json.dumps(body, separators=(",", ":")).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def address_string(self):
+        return "somebody"
+
+class Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+if "--uds" in arguments:
+    server = Unix(value("--uds"), Handler)
+else:
+    server = ThreadingHTTPServer((value("--host"), int(value("--port"))), Handler)
+server.serve_forever()
 """
 
 

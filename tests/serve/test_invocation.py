@@ -23,7 +23,13 @@ ENGINE = Engine(Path("/opt/with space/vllm"), "0.32.0", cpu=False)
 def test_the_command_says_the_whole_plan(store: Store, add: Add, base: Path) -> None:
     digest = add("tone", rank=4)
     plan = make_plan(
-        store, ["tone"], port=8123, dtype="float32", max_model_len=64, extra=["--seed", "1"]
+        store,
+        ["tone"],
+        port=8123,
+        dtype="float32",
+        max_model_len=64,
+        extra=["--seed", "1"],
+        direct=True,
     )
     view = store.view(digest)
     assert invoke(plan, ENGINE, {}).command == (
@@ -42,12 +48,34 @@ def test_the_command_says_the_whole_plan(store: Store, add: Add, base: Path) -> 
     )  # fmt: skip
 
 
+def test_behind_the_door_vllm_listens_on_a_socket_and_starts_with_the_base_alone(
+    store: Store, add: Add, base: Path
+) -> None:
+    add("tone", rank=4)
+    engine = Engine(Path("vllm"), "0.32.0", cpu=False, has_plugin=True)
+    inherited = {"VLLM_API_KEY": "k", "VLLM_PLUGINS": "others"}
+    found = invoke(make_plan(store, ["tone"]), engine, inherited, socket=Path("/run/v.sock"))
+    assert found.command == (
+        "vllm", "serve", str(base.resolve()),
+        "--served-model-name", "org/tiny",
+        "--uds", "/run/v.sock",
+        "--dtype", "auto",
+        "--enable-lora",
+        "--max-lora-rank", "8",
+        "--max-loras", "2",
+        "--max-cpu-loras", "4",
+    )  # fmt: skip
+    assert found.variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert found.variables["VLLM_API_KEY"] == ""  # the door asks for it, and keeps it
+    assert found.variables["VLLM_PLUGINS"] == "others,adapterhub"
+
+
 def test_a_comma_in_the_path_takes_the_json_form(
     tmp_path: Path, tiny_llama: Path, make_adapter: Callable[..., Path]
 ) -> None:
     store = Store.open(tmp_path / "a, b = c")
     store.add_folder(make_adapter("tone"), name="tone", base=str(tiny_llama))
-    plan = make_plan(store, ["tone"], base=str(tiny_llama))
+    plan = make_plan(store, ["tone"], base=str(tiny_llama), direct=True)
     command = invoke(plan, ENGINE, {}).command
     first = json.loads(command[command.index("--lora-modules") + 1])
     assert first == {"name": "tone", "path": str(plan.modules["tone"])}
@@ -55,7 +83,7 @@ def test_a_comma_in_the_path_takes_the_json_form(
 
 def test_the_shell_line_is_the_same_command_and_environment(store: Store, add: Add) -> None:
     add("tone")
-    invocation = invoke(make_plan(store, ["tone"]), ENGINE, {})
+    invocation = invoke(make_plan(store, ["tone"], direct=True), ENGINE, {})
     words = shlex.split(invocation.shell.replace("\\\n", ""))
     count = len(invocation.variables)
     assert dict(word.split("=", 1) for word in words[:count]) == invocation.variables
@@ -66,13 +94,14 @@ def test_the_shell_line_is_the_same_command_and_environment(store: Store, add: A
 def test_the_environment_keeps_vllm_offline_silent_and_closed(store: Store, add: Add) -> None:
     add("tone")
     variables = invoke(
-        make_plan(store, ["tone"]), ENGINE, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        make_plan(store, ["tone"], direct=True), ENGINE, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     ).variables
     assert variables == {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+        "ADAPTERHUB_VLLM_RESOLVER": "0",
     }
 
 
@@ -95,13 +124,13 @@ def test_adapters_and_vllms_own_arguments_are_told_apart() -> None:
     ("argument", "said"),
     [
         ("--port=9", "before the --"),
-        ("--max-loras", "slots"),
-        ("--max_loras", "slots"),
-        ("--max-lora-r", "slots"),
+        ("--max-loras", "--batch"),
+        ("--max_loras", "--batch"),
+        ("--max-lora-r", "--max-rank"),
         ("--enable-lora", "plan"),
         ("--api-key", "VLLM_API_KEY"),
         ("--hf-token=x", "HF_TOKEN"),
-        ("--uds", "proxy"),
+        ("--uds", "listens"),
     ],
 )
 def test_an_argument_that_would_undo_the_plan_is_refused(argument: str, said: str) -> None:

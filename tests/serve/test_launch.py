@@ -19,6 +19,7 @@ from adapterhub.errors import ConflictError, ExternalToolError, UsageError
 from adapterhub.serve import guard, launch
 from adapterhub.serve.invocation import Invocation, invoke
 from adapterhub.serve.launch import Server, launched, require_free, wait_until_ready
+from adapterhub.serve.place import Place
 from adapterhub.serve.plan import Plan, make_plan
 from adapterhub.serve.vllm import Engine
 from adapterhub.store import Store
@@ -34,14 +35,16 @@ class Life:
         self.engine = Engine(stand_in, "0.32.0", cpu=True)
 
     def plan(self, seed: int = 0) -> tuple[Plan, Invocation]:
-        plan = make_plan(self.store, ["tone"], port=self.port, extra=["--seed", str(seed)])
+        plan = make_plan(
+            self.store, ["tone"], port=self.port, extra=["--seed", str(seed)], direct=True
+        )
         return plan, invoke(plan, self.engine)
 
     @contextmanager
     def running(self, seed: int = 0) -> Iterator[Server]:
         plan, invocation = self.plan(seed)
         with launched(invocation, self.log) as server:
-            wait_until_ready(server, plan.url, plan.names, seconds=30, tell=lambda *_: None)
+            wait_until_ready(server, Place(plan.url), plan.names, seconds=30, tell=lambda *_: None)
             yield server
 
     @property
@@ -103,7 +106,7 @@ def test_one_that_is_never_ready_is_given_up_with_its_last_word(life: Life) -> N
         said.append(line)
 
     with launched(invocation, life.log) as server, pytest.raises(ExternalToolError) as caught:
-        wait_until_ready(server, plan.url, plan.names, seconds=1.5, tell=tell)
+        wait_until_ready(server, Place(plan.url), plan.names, seconds=1.5, tell=tell)
     assert caught.value.what == "vLLM was not ready within 1.5 seconds."
     assert "Loading the model" in caught.value.why
     assert "Loading the model" in said
@@ -115,7 +118,7 @@ def test_a_program_that_cannot_be_run_is_an_error_and_no_hang(life: Life, tmp_pa
     plan, invocation = life.plan()
     broken = Invocation(invocation.engine, (str(tmp_path / "none"), *invocation.command[1:]), {})
     with pytest.raises(ExternalToolError) as caught, launched(broken, life.log) as server:
-        wait_until_ready(server, plan.url, plan.names, seconds=10, tell=lambda *_: None)
+        wait_until_ready(server, Place(plan.url), plan.names, seconds=10, tell=lambda *_: None)
     assert "FileNotFoundError" in caught.value.why
 
 
@@ -217,4 +220,4 @@ def test_a_server_with_a_key_is_asked_with_it(life: Life, monkeypatch: pytest.Mo
     with launched(invocation, life.log) as server, monkeypatch.context() as without:
         without.delenv("VLLM_API_KEY")
         with pytest.raises(ExternalToolError, match="asks for a key"):
-            wait_until_ready(server, plan.url, plan.names, seconds=30, tell=lambda *_: None)
+            wait_until_ready(server, Place(plan.url), plan.names, seconds=30, tell=lambda *_: None)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.errors import IncompatibleError, NotFoundError
-from adapterhub.serve.plan import Plan, make_plan
+from adapterhub.errors import IncompatibleError, NotFoundError, UnsupportedError
+from adapterhub.serve.plan import Places, Plan, make_plan
 from adapterhub.store import Store
 from adapterhub.words import short
 from tests.support.adapters import AdapterMaker
@@ -48,7 +48,8 @@ def test_tags_of_one_digest_share_its_version_and_repeated_names_count_once(
     add("tone:v2")
     plan = make_plan(store, ["tone", "tone:v2", "tone"])
     assert list(plan.modules) == ["tone", f"tone@{short(digest)}", "tone:v2"]
-    assert plan.max_loras == 4
+    assert plan.loaded == 2
+    assert replace(plan, direct=True).max_loras == 4
 
 
 def test_a_digest_pointer_is_served_as_that_version_alone(store: Store, add: Add) -> None:
@@ -86,12 +87,40 @@ def test_a_rank_in_a_pattern_counts_and_so_does_the_default_that_no_module_has(
     assert make_plan(store, ["unused"]).max_lora_rank == 128  # vLLM refuses by the declared rank
 
 
-def test_one_slot_more_than_served_names_stays_empty(store: Store, add: Add) -> None:
+def test_directly_one_slot_more_than_served_names_stays_empty(store: Store, add: Add) -> None:
     add("a")
     add("b", seed=1)
-    plan = make_plan(store, ["a", "b"])
+    plan = make_plan(store, ["a", "b"], direct=True)
     assert len(plan.modules) == 4
     assert plan.max_loras == plan.max_cpu_loras == 5
+
+
+def test_behind_the_door_there_is_room_for_a_swap_and_for_the_zeros(store: Store, add: Add) -> None:
+    for number in range(20):
+        add(f"a{number:02}", seed=number)
+    few = make_plan(store, ["a00", "a01"])
+    assert (few.loaded, few.max_loras, few.max_cpu_loras) == (3, 3, 5)
+    many = make_plan(store, [], everything=True)
+    assert len(many.adapters) == 20
+    assert (many.loaded, many.max_loras, many.max_cpu_loras) == (16, 8, 18)
+    said = make_plan(store, ["a*"], places=Places(loaded=4, batch=2, rank=100))
+    assert (said.loaded, said.max_loras, said.max_cpu_loras, said.max_lora_rank) == (4, 2, 6, 128)
+
+
+def test_of_what_a_pattern_matches_the_unfit_are_left_out_but_not_what_is_named(
+    store: Store, add: Add, make_adapter: AdapterMaker
+) -> None:
+    add("support/tone")
+    add("support/long", rank=600)
+    add("other")
+    plan = make_plan(store, ["support/*"])
+    assert [adapter.label for adapter in plan.adapters] == ["support/tone"]
+    (left_out,) = plan.skipped
+    assert left_out.startswith("support/long: it has rank 600")
+    with pytest.raises(UnsupportedError, match="support/long can't be served"):
+        make_plan(store, ["support/*", "support/long"])
+    with pytest.raises(NotFoundError, match="No adapter matches"):
+        make_plan(store, ["nothing/*"])
 
 
 def test_the_base_keeps_out_of_an_adapters_name(store: Store, add: Add, base: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from adapterhub.base import read_base
+from adapterhub.chat_template import digest_of_template, template_in
 from adapterhub.errors import IncompatibleError, UnsupportedError
 from adapterhub.serve.plan import make_plan
+from adapterhub.serve.preflight import check, templates_differ
 from adapterhub.store import Store
-from tests.support.adapters import QV, random_factors
+from tests.cli.calling import call
+from tests.support.adapters import EMBEDDING, QV, AdapterMaker, llama_modules, random_factors
+from tests.support.chat import CHATML
+from tests.support.models import ModelMaker
 
 Add = Callable[..., str]
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -122,3 +131,185 @@ def test_an_adapter_with_an_effect_and_a_known_base_needs_no_remark(
 ) -> None:
     store.add_folder(make_adapter("tone"), name="tone", base=str(base))
     assert make_plan(store, ["tone"]).adapters[0].remarks == ()
+
+
+# What to type instead
+
+
+@pytest.mark.parametrize(
+    ("fields", "commands"),
+    [
+        (
+            {"use_dora": True, "extra": {f"{m}.lora_magnitude_vector": torch.ones(o) for m, (o, _) in QV.items()}},
+            ["export", "merge"],
+        ),
+        ({"bias": "lora_only", "extra": {f"{Q}.bias": torch.ones(64)}}, []),
+        ({"modules_to_save": ["lm_head"], "extra": {"base_model.model.lm_head.weight": torch.ones(160, 64)}}, ["export"]),
+        ({"rank": 520}, ["merge"]),
+        ({"bias": "all"}, ["merge"]),
+        ({"lora_alpha": None}, ["merge"]),
+        ({"modules_to_save": ["embed_tokens"]}, ["merge"]),
+        ({"init_lora_weights": "pissa"}, []),
+        ({"alora_invocation_tokens": [1, 2]}, []),
+    ],
+    ids=["dora", "biases", "head", "rank", "bias: all", "no alpha", "nothing saved", "pissa", "alora"],
+)  # fmt: skip
+def test_the_commands_offered_make_something_servable_of_it_as_they_are_typed(
+    store: Store,
+    add: Add,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    commands: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "extra" in fields:
+        named = fields["extra"].items()
+        fields["extra"] = {
+            key if key.startswith("base_model") else f"base_model.model.{key}": tensor
+            for key, tensor in named
+        }
+    add("support/tone", **fields)
+    with pytest.raises(UnsupportedError) as caught:
+        make_plan(store, ["support/tone"])
+    offered = re.findall(r"adapterhub (?!show)(.*?)(?=   or | && |\n|$)", caught.value.hint)
+    assert [line.split()[0] for line in offered] == commands
+    for line in offered:
+        said = call(*shlex.split(line), *(["--no-verify"] if line.startswith("export") else []))
+        assert said.code == 0, said.err
+    if "export" in commands:
+        assert "vllm serve ./tone-model" in caught.value.hint
+        assert read_base(tmp_path / "tone-model").tensors.keys() == read_base(base).tensors.keys()
+    if "merge" in commands:
+        (name,) = (str(name) for name in store.refs.names() if str(name) != "support/tone")
+        assert make_plan(store, [name]).adapters[0].rank <= 512
+
+
+def test_several_adapters_each_get_their_own_line(store: Store, add: Add) -> None:
+    add("tone", bias="all")
+    add("terms", rank=513)
+    with pytest.raises(UnsupportedError) as caught:
+        make_plan(store, ["tone", "terms"])
+    tone, terms = caught.value.hint.split("\n")
+    assert tone.startswith("tone: write its configuration anew")
+    assert terms.strip().startswith("terms: cut it to a rank:  adapterhub merge terms --rank 512")
+
+
+# Layers that vLLM doesn't adapt
+
+
+def test_an_adapter_of_the_embedding_is_refused_where_vllm_takes_none_there(
+    store: Store, add: Add, base: Path, tmp_path: Path
+) -> None:
+    add("words", modules={**QV, **EMBEDDING})
+    mistral = tmp_path / "mistral"
+    mistral.mkdir()
+    for file in base.iterdir():
+        (mistral / file.name).symlink_to(file)
+    config = json.loads((base / "config.json").read_text())
+    (mistral / "config.json").unlink()
+    (mistral / "config.json").write_text(
+        json.dumps({**config, "architectures": ["MistralForCausalLM"]})
+    )
+    assert make_plan(store, ["words"]).adapters
+    with pytest.raises(UnsupportedError) as caught:
+        make_plan(store, ["words"], base=str(mistral), allow_mismatch=True)
+    assert "embed_tokens, and vLLM takes no adapter there" in caught.value.why
+    assert "adapterhub export words" in caught.value.hint
+
+
+def test_on_a_model_that_vllm_takes_no_adapters_on_baking_is_offered(
+    store: Store, tiny: ModelMaker, make_adapter: AdapterMaker
+) -> None:
+    modules = {"transformer.h.0.attn.c_attn": (192, 64)}
+    store.add_folder(make_adapter("tone", modules=modules, base=None), name="tone")
+    with pytest.raises(UnsupportedError) as caught:
+        make_plan(store, ["tone"], base=str(tiny.gpt2()))
+    assert "base is a GPT2LMHeadModel, on which vLLM takes no adapters" in caught.value.why
+    assert caught.value.hint.startswith("Bake it into a model of its own:  adapterhub export tone")
+
+
+def test_layers_that_the_arguments_leave_out_would_be_dropped_in_silence_and_are_refused(
+    store: Store, add: Add
+) -> None:
+    add("tone", modules=llama_modules("q_proj", "o_proj"))
+    narrow, packed = (
+        ["--lora-target-modules", "q_proj"],
+        ["--lora-target-modules", "k_proj", "o_proj"],
+    )
+    with pytest.raises(UnsupportedError) as caught:
+        make_plan(store, ["tone"], extra=narrow)
+    assert "changes o_proj, which --lora-target-modules leaves out" in caught.value.why
+    assert caught.value.hint.endswith("-- --lora-target-modules q_proj o_proj")
+    assert make_plan(store, ["tone"], extra=packed).adapters  # q and k are one layer of vLLM
+
+
+# Templates
+
+
+@pytest.fixture
+def chatty(store: Store, base: Path, add: Add) -> Store:
+    """Three adapters: trained with the base's template, with ChatML, and nobody knows."""
+    for seed, (name, template) in enumerate({"own": template_in(base), "chatml": CHATML}.items()):
+        digest = digest_of_template(template)
+        store.attest(add(name, seed=seed), "template", {"digest": digest, "event": "trained"})
+    add("silent", seed=2)
+    return store
+
+
+def test_another_template_than_it_was_trained_with_is_remarked_upon_with_both_digests(
+    chatty: Store, base: Path, tmp_path: Path
+) -> None:
+    def remarks(name: str, *extra: str) -> str:
+        model = chatty.bases.open(str(base), repo="org/tiny")
+        return " ".join(check(chatty, chatty.resolve(name), name, model, extra).remarks)
+
+    own, chatml = (str(digest_of_template(t))[7:19] for t in (template_in(base), CHATML))
+    assert "template" not in remarks("own") + remarks("silent")
+    assert f"chat template {chatml}, and here it will be asked in {own}" in remarks("chatml")
+    given = tmp_path / "given.jinja"
+    given.write_text(CHATML)
+    for argument in (f"--chat-template={given}", f"--chat-template={CHATML}"):
+        assert "template" not in remarks("chatml", argument) + remarks("silent", argument)
+        assert chatml in remarks("own", argument)
+
+
+def test_adapters_of_different_templates_are_told_that_a_server_has_one(chatty: Store) -> None:
+    adapters = [(name, chatty.resolve(name).digest) for name in ("own", "chatml", "silent")]
+    told = templates_differ(chatty, adapters)
+    assert told
+    assert "2 chat templates" in told
+    assert "chatml" in told
+    assert templates_differ(chatty, adapters[1:]) is None
+
+
+def test_a_template_that_the_adapter_brought_is_named_as_the_file_to_serve_with(
+    store: Store, base: Path, make_adapter: AdapterMaker
+) -> None:
+    folder = make_adapter("tone")
+    (folder / "chat_template.jinja").write_text(CHATML)
+    digest = store.add_folder(folder, name="tone").digest
+    store.attest(digest, "template", {"digest": digest_of_template(CHATML), "event": "trained"})
+    (adapter,) = make_plan(store, ["tone"]).adapters
+    (told,) = (words for words in adapter.remarks if "--chat-template" in words)
+    named = Path(told.rpartition(" ")[2])
+    assert named.read_text() == CHATML
+    again = make_plan(store, ["tone"], extra=["--chat-template", str(named)])
+    assert "template" not in " ".join(again.adapters[0].remarks)
+
+
+# A base that has it already
+
+
+def test_on_a_model_it_was_exported_into_it_is_said_to_be_there_already(
+    store: Store, add: Add, base: Path, tmp_path: Path
+) -> None:
+    add("tone")
+    add("other", seed=1)
+    baked = tmp_path / "baked"
+    assert call("export", "tone", "--base", base, "-o", baked, "--no-verify").code == 0
+    plan = make_plan(store, ["tone", "other"], base=str(baked), allow_mismatch=True)
+    tone, other = (" ".join((*one.remarks, *one.overridden)) for one in plan.adapters)
+    assert "exported with this adapter in its weights" in tone
+    assert "exported with this adapter" not in other

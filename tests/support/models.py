@@ -59,6 +59,27 @@ class ModelMaker:
         self._save(model, folder, sharded)
         return folder
 
+    def servable(self) -> Path:
+        """A Llama whose heads are of a size vLLM's CPU kernels know (32), with the tiny Llama's tokenizer."""
+        folder = self.root / "servable"
+        if folder.exists():
+            return folder
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig.from_pretrained(
+            self.llama(),
+            hidden_size=128,
+            head_dim=32,
+            intermediate_size=192,
+            max_position_embeddings=256,
+            initializer_range=0.2,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self._save(LlamaForCausalLM(config), folder, sharded=False)
+        return folder
+
     def gpt2(self, *, dtype: str = "float32", seed: int = 0) -> Path:
         """A GPT2LMHeadModel (hidden 64, 2 layers), whose linear layers are Conv1D: weights stored (in, out)."""
         folder = self.root / f"gpt2-{dtype}-{seed}"

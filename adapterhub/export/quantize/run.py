@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.base import read_base
-from adapterhub.export.bake import RECORD_NAME
-from adapterhub.export.card import CARD_NAME, model_card
+from adapterhub.export.card import CARD_NAME, RECORD_NAME, model_card
 from adapterhub.export.quantize.calibrated import (
     Method,
     find_python,

@@ -1,0 +1,97 @@
+"""What `verify` is asked about a server of ours: which names, which folders, and how its neighbours are disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from adapterhub.errors import ExternalToolError, NotFoundError
+from adapterhub.serve.client import Running
+from adapterhub.serve.naming import version_name
+from adapterhub.serve.plan import Plan
+from adapterhub.serve.verify import Report, Served, verify
+from adapterhub.store import Store
+
+
+async def prove(
+    store: Store, plan: Plan, client: httpx.AsyncClient, tell: Callable[[str], None]
+) -> Report:
+    """Verifies a server before its door opens; `client` speaks with its control routes.
+
+    Raises:
+        ExternalToolError: it doesn't answer as it should; every fault is named.
+    """
+    status = (await client.get("/control/status")).json()
+    report = await _verified(store, status, client, [], tell)
+    if not report.ok:
+        raise ExternalToolError(
+            "The server doesn't answer as it should, so its door stays shut.",
+            why="\n  ".join(map(str, report.faults)),
+            hint="--no-verify opens it all the same; adapterhub server verify  looks again.",
+        )
+    return report
+
+
+async def prove_running(
+    store: Store, server: Running, names: Sequence[str], tell: Callable[[str], None]
+) -> Report:
+    """Verifies a running server, all of it or some names; while it asks, it loads a version anew now and then."""
+    transport = httpx.AsyncHTTPTransport(uds=str(server.control))
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://server", timeout=None
+    ) as client:
+        return await _verified(store, server.status(), client, names, tell)
+
+
+async def _verified(
+    store: Store,
+    status: dict[str, Any],
+    client: httpx.AsyncClient,
+    names: Sequence[str],
+    tell: Callable[[str], None],
+) -> Report:
+    base = status["base"]
+    digests = {
+        alias["name"]: target["digest"]
+        for alias in status["aliases"]
+        for target in alias["targets"][:1]
+        if len(alias["targets"]) == 1
+    }
+    if unknown := [name for name in names if name not in digests]:
+        raise NotFoundError(
+            f"This server doesn't serve {', '.join(unknown)}.",
+            hint="`adapterhub server ls` shows what is served.",
+        )
+    chosen = {name: digest for name, digest in digests.items() if not names or name in names}
+    served = [
+        Served(base["name"], None),
+        # by version, which means the same from beginning to end whatever happens to the alias meanwhile
+        *(
+            Served(version_name(name, digest), store.view(digest))
+            for name, digest in chosen.items()
+        ),
+    ]
+    return await verify(
+        client,
+        Path(base["path"]),
+        served,
+        dtype=status["dtype"],
+        churn=_churn(client, list(dict.fromkeys(digests.values()))),
+        tell=tell,
+    )
+
+
+def _churn(client: httpx.AsyncClient, digests: Sequence[str]) -> Callable[[], Awaitable[None]]:
+    """Each call takes the next version out of the engine, as soon as nobody uses it, and loads it again."""
+    turn = 0
+
+    async def churn() -> None:
+        nonlocal turn
+        body = {"digest": digests[turn % len(digests)]}
+        (await client.post("/control/reload", json=body)).raise_for_status()
+        turn += 1
+
+    return churn

@@ -1,0 +1,333 @@
+"""`adapterhub server`: what runs, and changing it while it answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapterhub.cli.command import Context, command, require_extra
+from adapterhub.errors import ExitCode, IncompatibleError, UsageError
+from adapterhub.words import short
+
+if TYPE_CHECKING:
+    from adapterhub.serve.client import Running
+    from adapterhub.serve.preflight import Problem
+    from adapterhub.store import Resolved
+
+app = typer.Typer(
+    help="Look into running servers and change what they serve.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+COLUMNS = ("name", "version", "share", "loaded", "requests", "pinned")
+
+Which = Annotated[
+    str | None,
+    typer.Option(
+        "--server", help="Its port, URL or run, where several run.", metavar="PORT|URL|RUN"
+    ),
+]
+Allowed = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mismatch", help="Serve adapters that don't fit the base; this is recorded."
+    ),
+]
+Alias = Annotated[str, typer.Argument(metavar="NAME", help="A name the server answers to.")]
+
+
+@command
+def server_ls(ctx: Context, which: Which = None) -> None:
+    """List the running servers, and what each serves."""
+    from adapterhub.serve.client import servers, the_server
+
+    running = [the_server(ctx.store, which)] if which else servers(ctx.store)
+    if not running:
+        ctx.out.note("No server is running. Start one: adapterhub serve NAME...")
+    documents = [one.status() for one in running]
+    if ctx.out.mode == "json":
+        ctx.out.table(documents, ("run", "url"))
+        return
+    for document in documents:
+        ctx.out.note(
+            f"{document['url']}  {document['base']['name']}, {document['loaded']} of at most"
+            f" {document['capacity']} adapters loaded  ({document['run']})"
+        )
+        ctx.out.table(_rows(document), COLUMNS, ids="name")
+
+
+@command
+def server_add(
+    ctx: Context,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="Names or @digests of adapters.")
+    ],
+    which: Which = None,
+    allow_mismatch: Allowed = False,
+) -> None:
+    """Serve more adapters, without a pause for the others."""
+    from adapterhub.serve.client import the_server
+    from adapterhub.serve.naming import public_names
+
+    server = the_server(ctx.store, which)
+    resolved = [
+        (public_names(name, found), found) for name in names for found in [ctx.store.resolve(name)]
+    ]
+    _check(ctx, server, {labels[0]: adapter for labels, adapter in resolved}, allow_mismatch)
+    rows = [
+        server.change("add", name=labels[0], targets=[{"digest": adapter.digest}])
+        for labels, adapter in resolved
+    ]
+    ctx.out.table([_said(row) for row in rows], ("name", "versions"), ids="name")
+
+
+@command
+def server_update(
+    ctx: Context,
+    name: Alias,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--to",
+            metavar="ADAPTER[=SHARE]",
+            help="What it means from now on; several with shares split the requests. Default: what the store means by NAME.",
+        ),
+    ] = None,
+    which: Which = None,
+    allow_mismatch: Allowed = False,
+) -> None:
+    """Let a served name mean another version from the next request on.
+
+    The new version is loaded first; requests under way keep the one they began with.
+    """
+    from adapterhub.serve.client import the_server
+
+    server = the_server(ctx.store, which)
+    wanted = [_share(word) for word in to or [name]]
+    resolved = [(word, ctx.store.resolve(word), share) for word, share in wanted]
+    _check(ctx, server, {word: adapter for word, adapter, _ in resolved}, allow_mismatch)
+    targets = [{"digest": adapter.digest, "weight": share} for _, adapter, share in resolved]
+    ctx.out.record(_said(server.change("update", name=name, targets=targets)), ids=("name",))
+
+
+@command
+def server_rollback(ctx: Context, name: Alias, which: Which = None) -> None:
+    """Let a served name mean what it meant before. Again: what it meant before that."""
+    from adapterhub.serve.client import the_server
+
+    ctx.out.record(_said(the_server(ctx.store, which).change("rollback", name=name)), ids=("name",))
+
+
+@command
+def server_rm(
+    ctx: Context,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="Names the server answers to.")
+    ],
+    which: Which = None,
+) -> None:
+    """Stop serving names. Requests under way are answered to their end."""
+    from adapterhub.serve.client import the_server
+
+    server = the_server(ctx.store, which)
+    rows = [server.change("remove", name=name) for name in names]
+    ctx.out.table([_said(row) for row in rows], ("name", "versions"), ids="name")
+
+
+@command
+def server_verify(
+    ctx: Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all that are served.")
+    ] = None,
+    which: Which = None,
+) -> ExitCode:
+    """Show that a running server answers as its adapters were trained, and mixes none with another."""
+    import asyncio
+
+    require_extra("httpx", "door")
+    from adapterhub.serve.client import the_server
+    from adapterhub.serve.proof import prove_running
+
+    server = the_server(ctx.store, which)
+    with ctx.out.progress("Asking") as bar:
+        report = asyncio.run(prove_running(ctx.store, server, names or [], bar.update))
+    return _told(ctx, report)
+
+
+@command
+def server_chat(
+    ctx: Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name the server answers to; its base, too.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Option(help="One question; left out, it is read from stdin.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="0: always the likeliest token.", min=0.0)
+    ] = 0.0,
+    which: Which = None,
+) -> None:
+    """Ask a running server, through the door and with its own template."""
+    from adapterhub.serve.client import the_server
+    from adapterhub.serve.questions import ask
+
+    server = the_server(ctx.store, which)
+    question = sys.stdin.read() if prompt is None else prompt
+    if not question.strip():
+        raise UsageError("There is no question.", hint="--prompt TEXT, or text on stdin.")
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": question})
+    if not server.has_template():
+        ctx.out.note("The base has no chat template: the text is continued.")
+        turns = []
+    pieces = ask(server, name, question, turns, max_tokens=max_tokens, temperature=temperature)
+    ctx.out.stream(pieces, about={"model": name})
+
+
+@command
+def server_logs(
+    ctx: Context,
+    lines: Annotated[int, typer.Option("-n", "--lines", help="How many, from the end.")] = 40,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")] = False,
+    which: Which = None,
+) -> None:
+    """Print the engine's log."""
+    from adapterhub.serve.client import SERVER_FILE, the_server
+
+    server = the_server(ctx.store, which)
+    log = server.folder / "vllm.log"
+    with log.open(errors="replace") as file:
+        for line in file.read().splitlines()[-lines:]:
+            ctx.out.text(line)
+        while follow:
+            line = file.readline()
+            if line:
+                ctx.out.text(line.rstrip("\n"))
+            elif not (server.folder / SERVER_FILE).exists():
+                break
+            else:
+                time.sleep(0.2)
+
+
+@command
+def server_stop(ctx: Context, which: Which = None) -> None:
+    """Stop a server: running answers finish, then it ends."""
+    from adapterhub.serve.client import the_server
+
+    server = the_server(ctx.store, which)
+    os.kill(server.pid, signal.SIGTERM)
+    with ctx.out.progress(f"Stopping {server.url} (seconds)") as bar:
+        while any(lease.pid == server.pid for lease in ctx.store.leases.live()):
+            time.sleep(0.2)
+            bar.advance(0.2)
+    ctx.out.record({"stopped": server.url, "run": server.run}, ids=("run",))
+
+
+@command
+def server_key(
+    ctx: Context,
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Who will use it.")],
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option("--adapters", help="What it may ask for: 'support/*', a name, base."),
+    ] = None,
+) -> None:
+    """Make a key for a tenant, and the lines for the file given to `serve --keys`.
+
+    The key is shown once: the file has only its hash.
+    """
+    from adapterhub.serve.door.keys import new_key
+
+    key, entry = new_key(tenant, adapters or ["*"])
+    ctx.out.record({"key": key, "entry": entry}, ids=("key",))
+
+
+def _rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line for each version an alias means."""
+    rows = []
+    for alias in document["aliases"]:
+        total = sum(target["weight"] for target in alias["targets"])
+        for target in alias["targets"]:
+            share = f"{target['weight'] / total:.0%}" if len(alias["targets"]) > 1 else "all"
+            version = {"version": short(target["digest"]), "share": share}
+            rows.append(
+                {"name": alias["name"], **version, **document["versions"][target["digest"]]}
+            )
+    return rows
+
+
+def _said(alias: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": alias["name"],
+        "versions": [short(target["digest"]) for target in alias["targets"]],
+    }
+
+
+def _share(word: str) -> tuple[str, float]:
+    """`tone:v2=0.9` -> ("tone:v2", 0.9); without a share, 1."""
+    name, separator, share = word.partition("=")
+    try:
+        weight = float(share) if separator else 1.0
+    except ValueError:
+        weight = -1.0
+    if not 0 < weight < float("inf"):
+        raise UsageError(
+            f"'{word}' has no share that is a number above 0.",
+            hint="--to tone:v1=0.9 --to tone:v2=0.1",
+        )
+    return name, weight
+
+
+def _check(
+    ctx: Context, server: Running, adapters: dict[str, Resolved], allow_mismatch: bool
+) -> None:
+    """Everything that `serve` checks before it starts, and that the server has room for the rank."""
+    from adapterhub.serve.preflight import check, refuse
+
+    status = server.status()
+    problems: list[Problem] = []
+    for label, adapter in adapters.items():
+        base = ctx.store.base_for(adapter, status["base"]["path"])
+        found = check(ctx.store, adapter, label, base, status["extra"])
+        problems += found.problems
+        if found.rank > status["max_lora_rank"]:
+            raise IncompatibleError(
+                f"{label} has rank {found.rank}; this server was started for {status['max_lora_rank']} at most.",
+                hint=f"Start the server again with --max-rank {found.rank}.",
+            )
+        for remark in found.remarks:
+            ctx.out.warn(f"{label}: {remark}")
+    refuse(problems, list(adapters), allow_mismatch=allow_mismatch)
+
+
+def _told(ctx: Context, report: Any) -> ExitCode:
+    """A report as a table or as data; FAILED where something is wrong."""
+    if ctx.out.mode == "json":
+        ctx.out.record(report.document())
+    else:
+        ctx.out.table(report.rows(), report.columns)
+        for fault in report.faults:
+            ctx.out.warn(fault)
+    return ExitCode.OK if report.ok else ExitCode.FAILED
+
+
+app.command("ls")(server_ls)
+app.command("add")(server_add)
+app.command("update")(server_update)
+app.command("rollback")(server_rollback)
+app.command("rm")(server_rm)
+app.command("verify")(server_verify)
+app.command("chat")(server_chat)
+app.command("logs")(server_logs)
+app.command("stop")(server_stop)
+app.command("key")(server_key)
