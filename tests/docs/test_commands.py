@@ -108,7 +108,7 @@ class Shell:
     def run(self, line: str, folder: Path, environment: dict[str, str]) -> Done:
         program, *arguments = shlex.split(line, comments=True)
         assert program == "adapterhub", f"only our own commands are shown as commands: {line}"
-        arguments += _INSTEAD.get(arguments[0], [])
+        arguments[1:1] = _INSTEAD.get(arguments[0], [])  # what follows -- belongs to others
         out, err = self.said / "out", self.said / "err"
         job = {"arguments": arguments, "folder": str(folder), "environment": environment}
         assert self.process.stdin

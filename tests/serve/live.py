@@ -109,9 +109,9 @@ class House:
 
 
 class LiveServer:
-    """`adapterhub serve WORDS` until `stop`; `record` is what it printed when it was ready."""
+    """`adapterhub serve WORDS` until `stop`, with `variables` set; `record` is what it printed when it was ready."""
 
-    def __init__(self, house: House, *words: str, key: str | None = None) -> None:
+    def __init__(self, house: House, *words: str, **variables: str) -> None:
         import os
 
         with socket.socket() as probe:
@@ -123,6 +123,7 @@ class LiveServer:
             **os.environ,
             "ADAPTERHUB_HOME": str(house.folder / "home"),
             "ADAPTERHUB_CACHE": str(house.folder / "cache"),
+            **variables,
         }
         before, separator, after = " ".join(words).partition(" -- ")
         tail = ["--", *after.split()] if separator else []
@@ -135,7 +136,6 @@ class LiveServer:
                 env=environment,
                 text=True,
             )
-        self.key = key
         self.record: dict[str, Any] = {}
 
     def wait_until_ready(self) -> LiveServer:
@@ -166,9 +166,8 @@ class LiveServer:
             self.process.stdout.close()
 
     def client(self, key: str | None = None) -> httpx.Client:
-        """For one person; `key` in place of the server's own."""
-        given = key or self.key
-        headers = {"Authorization": f"Bearer {given}"} if given else {}
+        """For one person, who has this key or none."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(
             base_url=self.record["url"], headers=headers, timeout=120, trust_env=False
         )

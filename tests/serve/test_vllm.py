@@ -9,7 +9,7 @@ import pytest
 
 from adapterhub.errors import MissingDependencyError, NotFoundError
 from adapterhub.serve import vllm
-from adapterhub.serve.vllm import find
+from adapterhub.serve.vllm import Engine, find
 
 
 def installation(prefix: Path, **versions: str) -> Path:
@@ -87,9 +87,26 @@ def test_an_old_one_is_refused_with_its_version(tmp_path: Path) -> None:
     assert "--upgrade" in caught.value.hint
 
 
-def test_one_whose_version_cannot_be_told_is_tried(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gpu", "protection"), [(True, "none needed"), (False, "zeros")])
+def test_one_whose_version_cannot_be_told_is_tried_with_care(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, protection: str
+) -> None:
+    monkeypatch.setattr(vllm, "has_gpu", lambda: gpu)
     engine = find(str(installation(tmp_path / "unknown")))
-    assert (engine.version, engine.cpu) == (None, False)
+    assert (engine.version, engine.cpu, engine.protection) == (None, not gpu, protection)
+
+
+@pytest.mark.parametrize(
+    ("engine", "protection"),
+    [
+        (Engine(Path("vllm"), "0.32.0", cpu=False), "none needed"),
+        (Engine(Path("vllm"), "0.32.0", cpu=True, has_plugin=True), "mask"),
+        (Engine(Path("vllm"), "0.32.1", cpu=True), "zeros"),
+        (Engine(Path("vllm"), "0.33.0", cpu=True), "none needed"),
+    ],
+)
+def test_the_base_is_protected_where_the_kernels_need_it(engine: Engine, protection: str) -> None:
+    assert engine.protection == protection
 
 
 @pytest.mark.parametrize(

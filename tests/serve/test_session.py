@@ -1,0 +1,249 @@
+"""One server from start to end, on a stand-in for vLLM: changed while it runs, engine killed, keys, and every way to stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from adapterhub.store import Store
+from tests.cli.calling import PROGRAM, call, wait_until
+
+Add = Callable[..., str]
+
+
+class Served:
+    """`adapterhub serve` on the stand-in."""
+
+    def __init__(
+        self, folder: Path, port: int, words: list[str], variables: dict[str, str]
+    ) -> None:
+        self.said = folder / "stderr"
+        with self.said.open("wb") as file:
+            self.process = subprocess.Popen(
+                [PROGRAM, "serve", "--json", "--no-verify", "--port", str(port), *words],
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env={**os.environ, **variables},
+            )
+        self.port = port
+
+    def wait(self) -> dict[str, Any]:
+        """What it prints when it is ready."""
+        assert self.process.stdout is not None
+        text = ""
+        for line in self.process.stdout:
+            text += line
+            if line == "}\n":
+                found: dict[str, Any] = json.loads(text)
+                return found
+        raise AssertionError(self.said.read_text())
+
+    def ask(self, model: str, key: str = "", **fields: object) -> httpx.Response:
+        """One completion; the stand-in's text is the name it was asked under."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.post(
+            f"http://127.0.0.1:{self.port}/v1/completions",
+            json={"model": model, "prompt": "x", **fields},
+            headers=headers,
+            trust_env=False,
+        )
+
+    def text(self, model: str) -> str:
+        """The engine's name for who answered."""
+        return str(self.ask(model).json()["choices"][0]["text"])
+
+    def engine(self) -> psutil.Process:
+        """The stand-in's own process."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return next(
+            one
+            for one in family
+            if "--served-model-name" in one.cmdline() and "-I" not in one.cmdline()
+        )
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(stand_in: Path, port: int, tmp_path: Path, add: Add) -> Iterator[Serve]:
+    """serve(*words, VARIABLE=...): a server of tone and terms that ends with the test."""
+    for seed, name in enumerate(("tone", "terms")):
+        add(name, seed=seed)
+    running: list[Served] = []
+
+    def start(*words: str, **variables: str) -> Served:
+        names = [] if "tone" in words else ["tone", "terms"]
+        running.append(Served(tmp_path, port, [*names, "--vllm", str(stand_in), *words], variables))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(30)
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+
+
+def test_names_become_digests_inside_and_come_back_outside(serve: Serve, store: Store) -> None:
+    server = serve()
+    record = server.wait()
+    digest = store.resolve("tone").digest.removeprefix("sha256:")
+    assert server.text("tone") == digest == server.text(f"tone@{digest[:12]}")
+    assert server.ask("tone").json()["model"] == "tone"
+    assert server.text(record["base"]) == record["base"]
+    assert server.ask(record["base"]).json()["model"] == record["base"]
+    assert server.ask("tome").status_code == 404
+
+
+def test_a_server_is_changed_by_commands_and_says_what_it_did(
+    serve: Serve, store: Store, add: Add
+) -> None:
+    server = serve()
+    run = server.wait()["run"]
+    new = add("newer", seed=7)
+    first = store.resolve("tone").digest
+    assert call("server", "add", "newer", "-q").out == "newer\n"
+    assert call("tag", "newer", "tone", "--move").code == 0
+    assert call("server", "update", "tone").code == 0
+    assert server.text("tone") == new.removeprefix("sha256:")
+    assert call("server", "rollback", "tone").code == 0
+    assert server.text("tone") == first.removeprefix("sha256:")
+    (document,) = call("server", "ls", "--json").json
+    assert [alias["name"] for alias in document["aliases"]] == ["tone", "terms", "newer"]
+    assert document["versions"][new]["loaded"]
+    assert call("server", "rm", "newer", "terms").code == 0
+    assert server.ask("newer").status_code == 404
+    events = told(store, run)
+    assert [event["event"] for event in events[-6:]] == [
+        "open", "added", "updated", "rolled_back", "removed", "removed",
+    ]  # fmt: skip
+    leased = {d for lease in store.leases.live() if lease.kind == "serve" for d in lease.digests}
+    assert {first, new} <= leased
+
+
+WRONG: list[tuple[tuple[str, ...], int, str]] = [
+    (("update", "nobody"), 4, "adapterhub ls"),
+    (("update", "tone", "--to", "terms=0"), 2, "share"),
+    (("rollback", "tone"), 1, "meant nothing else"),
+    (("rollback", "tome"), 4, "Did you mean tone"),
+    (("add", "tone"), 1, "server update"),
+    (("rm", "nobody"), 4, "doesn't serve 'nobody'"),
+    (("ls", "--server", "9"), 4, "No server is meant by '9'"),
+    (("chat", "tome", "--prompt", "x"), 4, "tone"),
+    (("verify", "nobody"), 4, "server ls"),
+]
+
+
+def test_a_wrong_change_is_refused_and_changes_nothing(serve: Serve) -> None:
+    serve().wait()
+    before = call("server", "ls", "--json").json[0]["aliases"]
+    for words, code, said in WRONG:
+        done = call("server", *words)
+        assert (done.code, "Traceback" in done.err) == (code, False), words
+        assert said in done.err, words
+    assert call("server", "ls", "--json").json[0]["aliases"] == before
+
+
+def test_without_a_server_every_command_says_how_to_start_one(store: Store) -> None:
+    for words in (("add", "x"), ("update", "x"), ("rm", "x"), ("logs",), ("stop",), ("verify",)):
+        done = call("server", *words)
+        assert done.code == 4, words
+        assert "adapterhub serve" in done.err
+    assert call("server", "ls", "--json").json == []
+
+
+def test_an_engine_that_dies_is_started_again_and_asks_to_be_asked_again_meanwhile(
+    serve: Serve,
+) -> None:
+    server = serve()
+    server.wait()
+    server.engine().kill()
+    assert wait_until(lambda: server.ask("tone").status_code == 503)
+    assert int(server.ask("tone").headers["retry-after"]) >= 1
+    assert wait_until(lambda: server.ask("tone").status_code == 200)
+    assert call("server", "ls", "--json").json[0]["restarts"] == 1
+    assert server.text("terms")
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_and_can_not_start_again_ends_the_server_with_its_reason(
+    serve: Serve, stand_in: Path, store: Store
+) -> None:
+    server = serve()
+    run = server.wait()["run"]
+    text = stand_in.read_text()
+    stand_in.write_text(text.replace('if seed == "1"', "if True"))
+    server.engine().kill()
+    assert server.process.wait(120) == 1
+    assert "LoRA rank 64 is greater than 16" in server.said.read_text()
+    events = told(store, run)
+    assert [event["event"] for event in events][-2:] == ["given_up", "failed"]
+    assert [event["event"] for event in events].count("launched") == 6
+
+
+def test_an_adapter_the_engine_will_not_load_keeps_the_door_shut(serve: Serve) -> None:
+    server = serve("--", "--seed", "5")
+    assert server.process.wait(60) == 1
+    assert "it is too large" in server.said.read_text()
+
+
+def test_the_key_of_the_environment_is_asked_for_at_the_door(serve: Serve) -> None:
+    server = serve(VLLM_API_KEY="secret")
+    server.wait()
+    assert server.ask("tone").status_code == 401
+    assert server.ask("tone", "wrong").status_code == 401
+    assert server.ask("tone", "secret").status_code == 200
+
+
+def test_told_to_stop_before_it_is_ready_it_stops_and_leaves_nobody(
+    serve: Serve, store: Store
+) -> None:
+    server = serve("--", "--seed", "2")  # never ready
+    assert wait_until(lambda: len(psutil.Process(server.process.pid).children(recursive=True)) > 2)
+    assert wait_until(lambda: _status(server) == 503)  # the door is there, and says not yet
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.terminate()
+    assert server.process.wait(30) == 130
+    assert not [one for one in family if one.is_running()]
+    assert store.leases.live() == []
+
+
+def test_stop_ends_it_and_waits_until_it_has_ended(serve: Serve) -> None:
+    server = serve()
+    server.wait()
+    assert call("server", "stop", "-q").code == 0
+    assert server.process.wait(5) == 130
+
+
+def test_killed_without_a_chance_it_leaves_no_engine_and_is_not_found(serve: Serve) -> None:
+    server = serve()
+    server.wait()
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.kill()
+    server.process.wait()
+    assert wait_until(lambda: not any(one.is_running() for one in family))
+    assert call("server", "ls", "--json").json == []
+
+
+def told(store: Store, run: str) -> list[dict[str, Any]]:
+    """The events of a run."""
+    text = (store.runs_dir / run / "events.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _status(server: Served) -> int:
+    try:
+        return server.ask("tone").status_code
+    except httpx.ConnectError:
+        return 0
