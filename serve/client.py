@@ -19,6 +19,8 @@ SERVER_FILE = "server.json"
 _SECONDS = 360.0
 """For an answer: loading an adapter from a cold disk is the longest there is."""
 
+_STATUS_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Running:
@@ -36,8 +38,8 @@ class Running:
         return httpx.Client(transport=transport, base_url="http://server", timeout=_SECONDS)
 
     def status(self) -> dict[str, Any]:
-        """What it serves now."""
-        document: dict[str, Any] = self._asked("GET", "/control/status")
+        """What it serves now. Raises ExternalToolError where it doesn't say so in time."""
+        document: dict[str, Any] = self._asked("GET", "/control/status", seconds=_STATUS_SECONDS)
         return document
 
     def has_template(self) -> bool:
@@ -51,10 +53,10 @@ class Running:
         document: dict[str, Any] = self._asked("POST", f"/control/{what}", body)
         return document
 
-    def _asked(self, method: str, path: str, body: object = None) -> Any:
+    def _asked(self, method: str, path: str, body: object = None, seconds: float = _SECONDS) -> Any:
         try:
             with self.client() as client:
-                answer = client.request(method, path, json=body)
+                answer = client.request(method, path, json=body, timeout=seconds)
         except httpx.HTTPError as error:
             raise ExternalToolError(
                 f"The server at {self.url} doesn't answer.",
@@ -63,7 +65,10 @@ class Running:
             ) from error
         if answer.status_code == 200:
             return answer.json()
-        what = answer.json()["error"]["message"]
+        try:
+            what = str(answer.json()["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            what = f"The server at {self.url} failed ({answer.status_code})."
         raise (NotFoundError if answer.status_code == 404 else ExternalToolError)(
             what, hint="`adapterhub server ls` shows what is served."
         )

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ from adapterhub.errors import MissingDependencyError, UsageError
 from adapterhub.runs import Run, running
 from adapterhub.serve.invocation import DTYPES, Invocation, cautions, invoke, split_extra
 from adapterhub.serve.plan import COLUMNS, Places, Plan, make_plan
-from adapterhub.serve.preflight import templates_differ
+from adapterhub.serve.preflight import attest_overridden, templates_differ
 from adapterhub.serve.vllm import SETTING, Engine, assumed, find
 
 if TYPE_CHECKING:
@@ -123,6 +123,11 @@ def serve(
     What follows -- goes to vLLM as it is:  adapterhub serve tone terms -- --seed 1
     """
     wanted, extra = split_extra(names or [])
+    if keys is not None:
+        require_extra("starlette", "door")
+        from adapterhub.serve.door.keys import Keys
+
+        Keys.load(keys)  # what is wrong with it is told before anything is started
     if not wanted and not everything:
         raise UsageError(
             "Name the adapters to serve, or say --all.",
@@ -153,6 +158,7 @@ def serve(
     if engine == "sglang":
         _show_sglang(ctx, plan)
         return
+    pinned = _pinned(plan, pin or [])
     found = _engine(ctx, vllm, dry_run)
     plan = replace(plan, zeros=not direct and found.protection == "zeros")
     _warn(ctx, plan, keys)
@@ -172,10 +178,26 @@ def serve(
             plan,
             found,
             keys=keys,
-            pinned=tuple(pin or ()),
+            pinned=pinned,
             verify=verify,
             ready_timeout=ready_timeout,
         )
+
+
+def _pinned(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
+    """The names to pin, each served, and fewer than there are places where others are to come and go."""
+    known = {name for adapter in plan.adapters for name in adapter.names}
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"'{name}' is pinned but not served.", hint=f"Served: {', '.join(sorted(known))}."
+            )
+    if len(set(names)) >= plan.loaded < len(plan.adapters):
+        raise UsageError(
+            f"{len(set(names))} adapters are pinned where {plan.loaded} are held, so no other could be loaded.",
+            hint=f"--loaded {len(set(names)) + 1}",
+        )
+    return tuple(names)
 
 
 def _require_known(what: str, word: str, known: tuple[str, ...]) -> None:
@@ -195,7 +217,8 @@ def _engine(ctx: Context, explicit: str | None, dry_run: bool) -> Engine:
 
 
 def _warn(ctx: Context, plan: Plan, keys: Path | None) -> None:
-    for caution in cautions(plan, keys=keys is not None):
+    keyed = keys is not None or bool(os.environ.get("VLLM_API_KEY"))
+    for caution in cautions(plan, keys=keyed):
         ctx.out.warn(caution)
     for left_out in plan.skipped:
         ctx.out.note(f"left out: {left_out}")
@@ -237,21 +260,15 @@ def _show_sglang(ctx: Context, plan: Plan) -> None:
     shown = sglang_command(plan)
     for remark in shown.remarks:
         ctx.out.warn(remark)
-    if ctx.out.mode == "human":
-        ctx.out.text(shown.shell)
+    if ctx.out.mode != "json":
+        ctx.out.piece(f"{shown.shell}\n")
     else:
-        ctx.out.record({**plan.document(), **shown.document()}, ids=("shell",))
+        ctx.out.record({**plan.document(), **shown.document()})
 
 
 def _attest_overridden(ctx: Context, plan: Plan) -> None:
     for adapter in plan.adapters:
-        if adapter.overridden:
-            body = {
-                "event": "served",
-                "base": plan.base.fingerprint,
-                "allowed_mismatch": list(adapter.overridden),
-            }
-            ctx.store.attest(adapter.digest, "note", body)
+        attest_overridden(ctx.store, adapter.digest, plan.base, adapter.overridden)
 
 
 def _serve_behind_door(
@@ -270,13 +287,13 @@ def _serve_behind_door(
     import asyncio
 
     from adapterhub.serve.door.app import DoorSettings
-    from adapterhub.serve.launch import listener
+    from adapterhub.serve.launch import listener, private_folder
     from adapterhub.serve.proof import prove
     from adapterhub.serve.session import Said, Session, Setup
 
     listening = listener(plan.host, plan.port)
     _attest_overridden(ctx, plan)
-    folder = Path(tempfile.mkdtemp(prefix="adapterhub-"))  # short: a socket's path has little room
+    folder = private_folder()
     digests = [adapter.digest for adapter in plan.adapters]
     try:
         with (
@@ -310,7 +327,9 @@ def _serve_behind_door(
 
                 def ready(seconds: float) -> None:
                     bar.update("Serving")
-                    ctx.out.record(_behind_door(plan, run), ids=("url",))
+                    ctx.out.record(
+                        _behind_door(plan, run, keyed=setup.keys is not None), ids=("url",)
+                    )
                     sys.stdout.flush()  # into a pipe it would else arrive when all is over
                     ctx.out.note(f"Ready after {seconds:.0f} s. Ctrl-C stops it.")
 
@@ -343,23 +362,23 @@ def _key_of_environment(folder: Path) -> Path | None:
     return file
 
 
-def _behind_door(plan: Plan, run: Run) -> dict[str, Any]:
+def _behind_door(plan: Plan, run: Run, *, keyed: bool) -> dict[str, Any]:
     return {
         "url": plan.url,
         "base": plan.base_name,
         "names": list(plan.names),
         "run": run.id,
         "log": str(run.path / "vllm.log"),
-        "try": _try(plan),
+        "try": _try(plan, '"Authorization: Bearer $KEY"' if keyed else ""),
     }
 
 
-def _try(plan: Plan) -> str:
-    """A line that can be typed as it stands."""
+def _try(plan: Plan, header: str = "") -> str:
+    """A line that can be typed as it stands; with the key in a variable where the door asks for one."""
     question = json.dumps(
         {"model": plan.adapters[0].label, "prompt": "Once upon a time", "max_tokens": 32}
     )
-    return f"curl {plan.url}/v1/completions -H 'Content-Type: application/json' -d '{question}'"
+    return f"curl {plan.url}/v1/completions {f'-H {header} ' if header else ''}-H 'Content-Type: application/json' -d '{question}'"
 
 
 def _serve_directly(ctx: Context, plan: Plan, invocation: Invocation, ready_timeout: float) -> None:

@@ -20,13 +20,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
+from adapterhub.errors import AdapterHubError
 from adapterhub.runs import Run
 from adapterhub.serve.door.pool import Pool
-from adapterhub.serve.door.refusal import Refused
+from adapterhub.serve.door.refusal import Refused, busy
 from adapterhub.serve.door.table import Alias, Table, Target
 from adapterhub.serve.plan import Plan
 from adapterhub.serve.supervise import Supervisor
 from adapterhub.store import Store
+
+RELOAD_SECONDS = 10.0
+"""How long `reload` waits for a version that others use."""
 
 
 class Control:
@@ -34,6 +38,7 @@ class Control:
 
     def __init__(
         self,
+        state: Callable[[], str],
         store: Store,
         plan: Plan,
         table: Table,
@@ -42,6 +47,7 @@ class Control:
         run: Run,
         leases: ExitStack,
     ) -> None:
+        self._state = state
         self._store = store
         self._plan = plan
         self._table = table
@@ -52,6 +58,8 @@ class Control:
         self._leased = {adapter.digest for adapter in plan.adapters}
         self._dropping: set[asyncio.Task[None]] = set()
         self._started = time.monotonic()
+        self._one_at_a_time = asyncio.Lock()
+        """Changes are judged and done in the order they came, loading included."""
 
     def status(self) -> dict[str, Any]:
         """Everything there is to know about the server, as data."""
@@ -59,6 +67,7 @@ class Control:
         server = self._supervisor.server
         return {
             "run": self._run.id,
+            "state": self._state(),
             "url": self._plan.url,
             "pid": os.getpid(),
             "engine_pid": server.pid if server else None,
@@ -94,6 +103,10 @@ class Control:
         Raises:
             Refused: the name is taken (`new`) or unknown, or the engine won't load a version.
         """
+        async with self._one_at_a_time:
+            return await self._set(name, targets, new=new)
+
+    async def _set(self, name: str, targets: list[Target], *, new: bool) -> Alias:
         if name == self._table.base:
             raise Refused(409, f"'{name}' is the base of this server.", kind="conflict")
         known = name in {alias.name for alias in self._table.aliases}
@@ -103,6 +116,8 @@ class Control:
             )
         if not new and not known:
             raise self._unknown(name)
+        if not new:
+            _require_movable(name)
         for target in targets:
             await self._lease(target.digest)
             await self._pool.load(target.digest)
@@ -112,18 +127,28 @@ class Control:
         )
         return alias
 
-    def rollback(self, name: str) -> Alias:
+    async def rollback(self, name: str) -> Alias:
         """Makes `name` mean what it meant before. Raises Refused where there is no such thing."""
+        async with self._one_at_a_time:
+            return self._rollback(name)
+
+    def _rollback(self, name: str) -> Alias:
         if name not in {alias.name for alias in self._table.aliases}:
             raise self._unknown(name)
         alias = self._table.rollback(name)
         if alias is None:
-            raise Refused(409, f"'{name}' has meant nothing else on this server.", kind="conflict")
+            raise Refused(
+                409, f"'{name}' has nothing earlier to go back to on this server.", kind="conflict"
+            )
         self._run.event("rolled_back", name=name, targets=list(map(_target, alias.targets)))
         return alias
 
-    def remove(self, name: str) -> Alias:
+    async def remove(self, name: str) -> Alias:
         """Takes a name away. Its versions leave the engine once their last request is answered."""
+        async with self._one_at_a_time:
+            return self._remove(name)
+
+    def _remove(self, name: str) -> Alias:
         if name not in {alias.name for alias in self._table.aliases}:
             raise self._unknown(name)
         gone = self._table.remove(name)
@@ -135,11 +160,19 @@ class Control:
         return gone
 
     async def reload(self, digest: str) -> None:
-        """Takes a version out of the engine and loads it again: what `verify` does to others' neighbours."""
+        """Takes a version out of the engine and loads it again: what `verify` does to others' neighbours.
+
+        Raises Refused: it isn't served, or is in use for too long.
+        """
         if digest not in self._table.digests():
             raise Refused(404, "This server doesn't serve that version.", kind="not_found")
-        await self._pool.drop(digest)
-        await self._pool.load(digest)
+        pinned = any(held.digest == digest and held.pinned for held in self._pool.held)
+        try:
+            async with asyncio.timeout(RELOAD_SECONDS):
+                await self._pool.drop(digest)
+        except TimeoutError:
+            raise busy("That version is in use all the time.", code="in_use") from None
+        await (self._pool.pin if pinned else self._pool.load)(digest)
 
     async def _lease(self, digest: str) -> None:
         """Keeps a version from being collected for as long as the server runs."""
@@ -149,6 +182,10 @@ class Control:
             self._leased.add(digest)
 
     def _unknown(self, name: str) -> Refused:
+        if name == self._table.base:
+            return Refused(
+                409, f"'{name}' is the base of this server, which stays.", kind="conflict"
+            )
         near = self._table.like(name)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         return Refused(404, f"This server doesn't serve '{name}'.{hint}", kind="not_found")
@@ -167,10 +204,10 @@ def control_app(control: Control, door: ASGIApp) -> Starlette:
         return await control.set(body["name"], _targets(body), new=False)
 
     async def rollback(body: dict[str, Any]) -> Alias:
-        return control.rollback(body["name"])
+        return await control.rollback(body["name"])
 
     async def remove(body: dict[str, Any]) -> Alias:
-        return control.remove(body["name"])
+        return await control.remove(body["name"])
 
     async def reload(body: dict[str, Any]) -> None:
         await control.reload(body["digest"])
@@ -204,6 +241,9 @@ def _change(
             alias = await change(json.loads(await request.body()))
         except Refused as refused:
             return refused.as_response()
+        except AdapterHubError as error:
+            what = f"{error.what} {error.why}".strip()
+            return Refused(500, what, kind="server_error").as_response()
         if alias is None:
             return JSONResponse({})
         return JSONResponse(
@@ -211,6 +251,12 @@ def _change(
         )
 
     return answer
+
+
+def _require_movable(name: str) -> None:
+    """Refused where the name says which version it means."""
+    if "@" in name:
+        raise Refused(409, f"'{name}' means this version for ever.", kind="conflict")
 
 
 def _targets(body: dict[str, Any]) -> list[Target]:

@@ -29,6 +29,7 @@ GRACE_SECONDS = 15.0
 """What the server gets to finish in after SIGTERM, before SIGKILL. It takes about one second."""
 
 _POLL_SECONDS = 0.25
+_LONGEST_PLACE = 48
 
 
 class Server:
@@ -101,8 +102,7 @@ class Server:
 
 def start(invocation: Invocation, log: Path) -> Server:
     """Starts the server, which ends with this process at the latest; `stop` ends it before."""
-    # a socket's path must be short: not in the run's folder
-    sockets = tempfile.mkdtemp(prefix="adapterhub-")
+    sockets = str(private_folder())
     script = [sys.executable, "-I", guard_script.__file__, str(GRACE_SECONDS), sockets]
     with log.open("ab") as sink:
         guard = subprocess.Popen(
@@ -114,6 +114,18 @@ def start(invocation: Invocation, log: Path) -> Server:
             start_new_session=True,  # Ctrl-C in the terminal is for us; we pass the end on in order
         )
     return Server(guard, log, sockets)
+
+
+def private_folder() -> Path:
+    """A new folder for sockets, which only its owner can open.
+
+    A socket's path has 107 characters and vLLM's names take 36 of them, so a long TMPDIR won't do, nor the run's folder.
+    """
+    places = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp"]
+    place = next(
+        (p for p in places if p and len(p) < _LONGEST_PLACE and os.access(p, os.W_OK)), None
+    )
+    return Path(tempfile.mkdtemp(prefix="adapterhub-", dir=place))
 
 
 @contextmanager

@@ -191,6 +191,17 @@ def templates_differ(store: Store, adapters: Sequence[tuple[str, str]]) -> str |
     )
 
 
+def attest_overridden(store: Store, digest: str, base: BaseModel, reasons: Sequence[str]) -> None:
+    """Records that an adapter was served on a base it doesn't fit, because somebody said so."""
+    if reasons:
+        body = {
+            "event": "served",
+            "base": base.fingerprint,
+            "allowed_mismatch": list(reasons),
+        }
+        store.attest(digest, "note", body)
+
+
 def refuse(problems: Sequence[Problem], labels: Sequence[str], *, allow_mismatch: bool) -> None:
     """Raises one error with every problem: IncompatibleError if an adapter and the base don't fit, else UnsupportedError."""
     standing = [problem for problem in problems if problem.kind != "unfit" or not allow_mismatch]

@@ -15,6 +15,8 @@ from adapterhub.serve.plan import Plan
 from adapterhub.serve.verify import Report, Served, verify
 from adapterhub.store import Store
 
+BUSY = 503
+
 
 async def prove(
     store: Store, plan: Plan, client: httpx.AsyncClient, tell: Callable[[str], None]
@@ -54,32 +56,32 @@ async def _verified(
     tell: Callable[[str], None],
 ) -> Report:
     base = status["base"]
-    digests = {
-        alias["name"]: target["digest"]
+    meant = {
+        alias["name"]: [target["digest"] for target in alias["targets"]]
         for alias in status["aliases"]
-        for target in alias["targets"][:1]
-        if len(alias["targets"]) == 1
     }
-    if unknown := [name for name in names if name not in digests]:
+    if unknown := [name for name in names if name not in meant]:
         raise NotFoundError(
             f"This server doesn't serve {', '.join(unknown)}.",
             hint="`adapterhub server ls` shows what is served.",
         )
-    chosen = {name: digest for name, digest in digests.items() if not names or name in names}
+    # by version, which means the same from beginning to end whatever happens to the alias meanwhile
+    chosen = {
+        version_name(name, digest): digest
+        for name, digests in meant.items()
+        for digest in digests
+        if not names or name in names
+    }
     served = [
         Served(base["name"], None),
-        # by version, which means the same from beginning to end whatever happens to the alias meanwhile
-        *(
-            Served(version_name(name, digest), store.view(digest))
-            for name, digest in chosen.items()
-        ),
+        *(Served(name, store.view(digest)) for name, digest in chosen.items()),
     ]
     return await verify(
         client,
         Path(base["path"]),
         served,
         dtype=status["dtype"],
-        churn=_churn(client, list(dict.fromkeys(digests.values()))),
+        churn=_churn(client, list(dict.fromkeys(chosen.values()))) if chosen else None,
         tell=tell,
     )
 
@@ -91,7 +93,9 @@ def _churn(client: httpx.AsyncClient, digests: Sequence[str]) -> Callable[[], Aw
     async def churn() -> None:
         nonlocal turn
         body = {"digest": digests[turn % len(digests)]}
-        (await client.post("/control/reload", json=body)).raise_for_status()
+        answer = await client.post("/control/reload", json=body)
+        if answer.status_code != BUSY:  # then others use it all the time, and it stays
+            answer.raise_for_status()
         turn += 1
 
     return churn

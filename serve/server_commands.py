@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapterhub.cli.command import Context, command, require_extra
-from adapterhub.errors import ExitCode, IncompatibleError, UsageError
+from adapterhub.errors import ExitCode, ExternalToolError, IncompatibleError, UsageError
 from adapterhub.words import short
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+REPORT_COLUMNS = ("name", "effect", "transformers", "mixed", "verdict")
 COLUMNS = ("name", "version", "share", "loaded", "requests", "pinned")
+
+_MOST_SHARE = 1e6
 
 Which = Annotated[
     str | None,
@@ -43,23 +46,31 @@ Alias = Annotated[str, typer.Argument(metavar="NAME", help="A name the server an
 
 
 @command
-def server_ls(ctx: Context, which: Which = None) -> None:
+def server_ls(ctx: Context, which: Which = None) -> ExitCode:
     """List the running servers, and what each serves."""
     from adapterhub.serve.client import servers, the_server
 
     running = [the_server(ctx.store, which)] if which else servers(ctx.store)
     if not running:
         ctx.out.note("No server is running. Start one: adapterhub serve NAME...")
-    documents = [one.status() for one in running]
+    documents = []
+    code = ExitCode.OK
+    for one in running:
+        try:
+            documents.append(one.status())
+        except ExternalToolError as error:
+            ctx.out.warn(f"{error.what} {error.hint}")
+            code = ExitCode.PARTLY
     if ctx.out.mode == "json":
         ctx.out.table(documents, ("run", "url"))
-        return
+        return code
     for document in documents:
         ctx.out.note(
-            f"{document['url']}  {document['base']['name']}, {document['loaded']} of at most"
+            f"{document['url']}  {document['state']}: {document['base']['name']}, {document['loaded']} of at most"
             f" {document['capacity']} adapters loaded  ({document['run']})"
         )
         ctx.out.table(_rows(document), COLUMNS, ids="name")
+    return code
 
 
 @command
@@ -182,6 +193,8 @@ def server_chat(
     from adapterhub.serve.questions import ask
 
     server = the_server(ctx.store, which)
+    if name == "base":
+        name = server.status()["base"]["name"]
     question = sys.stdin.read() if prompt is None else prompt
     if not question.strip():
         raise UsageError("There is no question.", hint="--prompt TEXT, or text on stdin.")
@@ -207,12 +220,16 @@ def server_logs(
     server = the_server(ctx.store, which)
     log = server.folder / "vllm.log"
     with log.open(errors="replace") as file:
-        for line in file.read().splitlines()[-lines:]:
-            ctx.out.text(line)
+        found = file.read().splitlines()[-lines:] if lines > 0 else []
+        if ctx.out.mode == "json":
+            ctx.out.record({"log": str(log), "lines": found})
+            return
+        for line in found:
+            ctx.out.piece(f"{line}\n")
         while follow:
             line = file.readline()
             if line:
-                ctx.out.text(line.rstrip("\n"))
+                ctx.out.piece(line)
             elif not (server.folder / SERVER_FILE).exists():
                 break
             else:
@@ -254,22 +271,31 @@ def server_key(
 
 def _rows(document: dict[str, Any]) -> list[dict[str, Any]]:
     """A line for each version an alias means."""
-    rows = []
-    for alias in document["aliases"]:
-        total = sum(target["weight"] for target in alias["targets"])
-        for target in alias["targets"]:
-            share = f"{target['weight'] / total:.0%}" if len(alias["targets"]) > 1 else "all"
-            version = {"version": short(target["digest"]), "share": share}
-            rows.append(
-                {"name": alias["name"], **version, **document["versions"][target["digest"]]}
-            )
-    return rows
+    return [
+        {
+            "name": alias["name"],
+            "version": short(target["digest"]),
+            "share": share,
+            **document["versions"][target["digest"]],
+        }
+        for alias in document["aliases"]
+        for target, share in zip(alias["targets"], _shares(alias), strict=True)
+    ]
+
+
+def _shares(alias: dict[str, Any]) -> list[str]:
+    """Of the requests, in the order of the targets."""
+    weights = [target["weight"] for target in alias["targets"]]
+    return ["all"] if len(weights) == 1 else [f"{one / sum(weights):.0%}" for one in weights]
 
 
 def _said(alias: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": alias["name"],
-        "versions": [short(target["digest"]) for target in alias["targets"]],
+        "versions": [
+            short(target["digest"]) + ("" if share == "all" else f" {share}")
+            for target, share in zip(alias["targets"], _shares(alias), strict=True)
+        ],
     }
 
 
@@ -280,9 +306,9 @@ def _share(word: str) -> tuple[str, float]:
         weight = float(share) if separator else 1.0
     except ValueError:
         weight = -1.0
-    if not 0 < weight < float("inf"):
+    if not 0 < weight <= _MOST_SHARE:
         raise UsageError(
-            f"'{word}' has no share that is a number above 0.",
+            f"'{word}' has no share between 0 and {_MOST_SHARE:,.0f}.",
             hint="--to tone:v1=0.9 --to tone:v2=0.1",
         )
     return name, weight
@@ -292,10 +318,11 @@ def _check(
     ctx: Context, server: Running, adapters: dict[str, Resolved], allow_mismatch: bool
 ) -> None:
     """Everything that `serve` checks before it starts, and that the server has room for the rank."""
-    from adapterhub.serve.preflight import check, refuse
+    from adapterhub.serve.preflight import attest_overridden, check, refuse
 
     status = server.status()
     problems: list[Problem] = []
+    overridden = []
     for label, adapter in adapters.items():
         base = ctx.store.base_for(adapter, status["base"]["path"])
         found = check(ctx.store, adapter, label, base, status["extra"])
@@ -307,7 +334,10 @@ def _check(
             )
         for remark in found.remarks:
             ctx.out.warn(f"{label}: {remark}")
+        overridden.append((adapter.digest, base, found.misfits))
     refuse(problems, list(adapters), allow_mismatch=allow_mismatch)
+    for digest, base, reasons in overridden:
+        attest_overridden(ctx.store, digest, base, reasons)
 
 
 def _told(ctx: Context, report: Any) -> ExitCode:
@@ -315,9 +345,11 @@ def _told(ctx: Context, report: Any) -> ExitCode:
     if ctx.out.mode == "json":
         ctx.out.record(report.document())
     else:
-        ctx.out.table(report.rows(), report.columns)
+        ctx.out.table(report.rows(), REPORT_COLUMNS)
+        for remark in report.remarks:
+            ctx.out.note(remark)
         for fault in report.faults:
-            ctx.out.warn(fault)
+            ctx.out.warn(str(fault))
     return ExitCode.OK if report.ok else ExitCode.FAILED
 
 

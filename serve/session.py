@@ -28,6 +28,7 @@ from adapterhub.serve.client import SERVER_FILE
 from adapterhub.serve.control import Control, control_app
 from adapterhub.serve.door.app import DoorSettings, door, drain
 from adapterhub.serve.door.engine import VllmEngine
+from adapterhub.serve.door.inlet import MOST_CONNECTIONS, BoundedProtocol, allow_many_connections
 from adapterhub.serve.door.keys import Keys
 from adapterhub.serve.door.metrics import Metrics
 from adapterhub.serve.door.pool import EngineError, Pool
@@ -120,6 +121,8 @@ class Session:
             for name in adapter.names[:1]:  # its version's name comes with it
                 self._table.set(name, [Target(adapter.digest)])
         self._apps: list[Starlette] = []
+        self._were_loaded: list[str] = []
+        self._state = "starting"
 
     async def serve(self) -> None:
         """Serves until a signal says stop; a second one skips the wait for running answers.
@@ -128,8 +131,10 @@ class Session:
             ExternalToolError: the engine didn't start, would not load an adapter, or died too often.
         """
         setup = self._setup
+        allow_many_connections()
         with _stopping() as stop, ExitStack() as leases:
             control = Control(
+                self.state,
                 setup.store,
                 setup.plan,
                 self._table,
@@ -151,6 +156,9 @@ class Session:
                 asyncio.create_task(server.serve(sockets=[listener]))
                 for server, listener in servers.items()
             ]
+            said = setup.run.path / SERVER_FILE
+            where = {"url": setup.plan.url, "control": str(setup.control_socket)}
+            _write_private(said, {"pid": os.getpid(), **where})
             work = asyncio.create_task(self._work(own))
             stopped = asyncio.create_task(stop.first.wait())
             try:
@@ -158,6 +166,7 @@ class Session:
                 if work.done():
                     work.result()  # it only ends with an error
             finally:
+                self._state = "stopping"
                 at_once = work.done() or public.state.down
                 work.cancel()
                 stopped.cancel()
@@ -169,25 +178,24 @@ class Session:
                 await self._close(list(servers), running, stop, at_once=at_once)
                 await self._supervisor.stop()
                 await self._upstream.aclose()
+                said.unlink()
+
+    def state(self) -> str:
+        """What it is doing, in a word."""
+        return self._state
 
     async def _work(self, own: Starlette) -> None:
         """Starts the engine, fills it, opens the door and keeps the engine up. Ends only with an error."""
         setup = self._setup
         seconds = await self._supervisor.start(self._said.starting)
         await self._fill()
+        self._state = "verifying"
         await self._check(own)
         self._open(True)
-        said = setup.run.path / SERVER_FILE
-        _write_private(
-            said, {"pid": os.getpid(), "url": setup.plan.url, "control": str(setup.control_socket)}
-        )
-        try:
-            names = [model.name for model in self._table.models()]
-            setup.run.event("open", url=setup.plan.url, names=names)
-            self._said.ready(seconds)
-            raise await self._supervisor.watch(self._lost, self._again)
-        finally:
-            said.unlink()
+        names = [model.name for model in self._table.models()]
+        setup.run.event("open", url=setup.plan.url, names=names)
+        self._said.ready(seconds)
+        raise await self._supervisor.watch(self._lost, self._again)
 
     async def _fill(self) -> None:
         """Loads the adapter of zeros, the pinned, and as many others as there is room for."""
@@ -235,6 +243,7 @@ class Session:
 
     def _lost(self) -> None:
         """The engine is dead: nothing is loaded any more, and who comes now is asked to come again."""
+        self._were_loaded = [held.digest for held in self._pool.held]
         self._pool.reset()
         self._open(False)
         self._said.note("vLLM died. Starting it again.")
@@ -242,13 +251,14 @@ class Session:
     async def _again(self) -> None:
         """The engine is back."""
         await self._load_zeros()
-        for held in self._pool.held:
+        for digest in self._were_loaded:
             with suppress(Refused):  # who asks for it is told
-                await self._pool.load(held.digest)
+                await self._pool.load(digest)
         self._open(True)
         self._said.note("vLLM serves again.")
 
     def _open(self, is_open: bool) -> None:
+        self._state = "serving" if is_open else "restarting"
         for app in self._apps:
             app.state.down = not is_open
 
@@ -321,6 +331,8 @@ def _server(app: Starlette) -> uvicorn.Server:
             access_log=False,
             lifespan="off",
             ws="none",
+            http=BoundedProtocol,
+            limit_concurrency=MOST_CONNECTIONS,
             proxy_headers=False,
             timeout_graceful_shutdown=2,  # for what is written already; answers have been waited for
             server_header=False,

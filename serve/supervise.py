@@ -66,7 +66,12 @@ class Supervisor:
         if self._place.uds is not None:
             self._place.uds.unlink(missing_ok=True)  # of one that was killed
         began = time.monotonic()
-        self.server = await asyncio.to_thread(start, self._invocation, self.log)
+        starting = asyncio.ensure_future(asyncio.to_thread(start, self._invocation, self.log))
+        try:
+            self.server = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self.server = await starting  # so that `stop` has something to stop
+            raise
         self._run.event("launched", pid=self.server.pid)
         steps = waiting(self.server, self._place, (), seconds=self._ready_timeout, tell=tell)
         while (pause := await asyncio.to_thread(next, steps, None)) is not None:  # noqa: ASYNC110 - another process

@@ -58,6 +58,7 @@ _PANELS = {
     "recipe": "Train and evaluate",
     "doctor": "Train and evaluate",
     "serve": "Serve and watch",
+    "server": "Serve and watch",
     "tui": "Serve and watch",
 }
 

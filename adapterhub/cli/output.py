@@ -416,7 +416,7 @@ class _Bar:
         self._bar.update(self._task, advance=amount, **({"status": clean(extra)} if extra else {}))
 
     def update(self, text: str) -> None:
-        self._bar.update(self._task, description=clean(text))
+        self._bar.update(self._task, description=clean(text), status="")
 
 
 @contextmanager

@@ -244,7 +244,9 @@ class Talk:
                 model = self._attached.enter_context(models.attached(self._model, view))
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise self._unattachable(adapter, str(error).partition("\n")[0]) from error
-        said = [str(one.message) for one in caught]
+        # the rest is libraries talking to their own authors (deprecations)
+        told = (one for one in caught if issubclass(one.category, UserWarning))
+        said = list(dict.fromkeys(str(one.message) for one in told))
         if any(_MISSING in text for text in said):
             self._on_missing(adapter, _unused(model, view / WEIGHTS_NAME))
         for text in said:

@@ -235,7 +235,7 @@ class _Door:
         if self.state.draining:
             raise busy("The server is stopping.", code="draining")
         if self.state.down:
-            raise busy("The engine is starting.", code="engine_starting")
+            raise busy("The server is starting.", code="engine_starting")
         tenant = self._keys.who(headers.get("authorization"))
         visit.tenant = tenant.name
         self._limits.count(tenant)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from adapterhub.errors import AdapterHubError
 from adapterhub.serve.door.refusal import Refused, busy
 from adapterhub.serve.naming import engine_name
 from adapterhub.words import short
@@ -225,8 +226,8 @@ class Pool:
             self._tell_waiting()
             if isinstance(error, EngineAwayError):
                 raise busy("The engine is starting.", code="engine_starting") from error
-            if isinstance(error, EngineError):
-                what = f"The engine would not load version {short(held.digest)}: {error}"
+            if isinstance(error, EngineError | AdapterHubError | OSError):
+                what = f"Version {short(held.digest)} can't be loaded: {_in_short(error)}"
                 raise Refused(502, what, kind="engine_error", code="adapter_refused") from error
             raise
         self._watcher.loaded(held.digest, time.monotonic() - started)
@@ -236,6 +237,13 @@ class Pool:
         """Wakes everyone who waits for a change; each looks again."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _in_short(error: Exception) -> str:
+    """What a client may know: no path of this machine."""
+    if isinstance(error, AdapterHubError):
+        return error.what
+    return error.strerror or "it can't be read" if isinstance(error, OSError) else str(error)
 
 
 def _heard(task: asyncio.Task[None]) -> None:

@@ -113,7 +113,7 @@ def judge(path: str, body: bytes, settings: DoorSettings) -> Question:
             ignored.append(name)
     fields = {name: value for name, value in given.items() if name in passed}
     if not settings.prompt_scores:
-        _judge_scores(fields)
+        _judge_scores(path, fields)
     for messages in (fields.get("messages"), fields.get("input")):
         for part in _parts(messages):
             _judge_part(part, settings.media_urls)
@@ -132,13 +132,15 @@ def judge(path: str, body: bytes, settings: DoorSettings) -> Question:
     )
 
 
-def _judge_scores(fields: dict[str, Any]) -> None:
+def _judge_scores(path: str, fields: dict[str, Any]) -> None:
     """Refuses what ends vLLM 0.32 on a CPU when it shares a batch.
 
     There the log-probabilities of a prompt are computed with a row for each of its tokens, while the LoRA layer of the
     output head has the batch's adapter indices: its kernel fails, and the engine with it, for everybody.
     """
-    echoed = fields.get("echo") and fields.get("logprobs") is not None
+    # in chat, vLLM takes `top_logprobs` for it where `echo` is set, and 0 counts
+    always = path == "/v1/chat/completions"
+    echoed = fields.get("echo") and (always or fields.get("logprobs") is not None)
     name = "prompt_logprobs" if fields.get("prompt_logprobs") is not None else "echo"
     if echoed or name == "prompt_logprobs":
         _refuse(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +29,8 @@ from adapterhub.words import human_size
 
 SECONDS = 60.0
 """What the comparison may take, as estimated, unless somebody asks for it."""
+_PATIENCE = 2
+"""Times SECONDS, after which a comparison that has begun is given up."""
 _FLOPS = 1e10
 """Of a slow machine, in float32."""
 _BYTES_A_PARAMETER = 4 + 2
@@ -61,11 +65,21 @@ def expected(
     dtype: str,
     *,
     always: bool,
+    stop: threading.Event,
 ) -> dict[str, list[Seen]]:
     """By name, how likely `tokens` are after `prompts`, each with its own.
 
-    Blocks for as long as it computes. Raises CannotCompareError, with why, where it isn't to be had.
+    Blocks for as long as it computes, or until `stop` is set. Raises CannotCompareError, with why, where it isn't to be had:
+    unless `always`, a machine that turns out slower than estimated is given up, too.
     """
+    deadline = math.inf if always else time.monotonic() + _PATIENCE * SECONDS
+
+    def require_time() -> None:
+        if stop.is_set() or time.monotonic() > deadline:
+            raise CannotCompareError(
+                f"it took more than the {_PATIENCE * SECONDS:g} seconds it may take here"
+            )
+
     _require_possible(base, len(folders), sum(map(len, prompts)), always=always)
     hush_optional_kernels()
     try:
@@ -74,7 +88,9 @@ def expected(
             found = {}
             for name, folder in folders.items():
                 with attached(model, folder) as whole:
-                    found[name] = _values(whole, prompts, tokens)
+                    found[name] = _values(whole, prompts, tokens, require_time)
+    except CannotCompareError:
+        raise
     except Exception as error:  # each architecture fails in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CannotCompareError(f"transformers can't compute it: {reason}") from error
@@ -109,12 +125,18 @@ def _require_affordable(base: BaseModel, names: int, tokens: int) -> None:
         raise CannotCompareError(f"it would take about {seconds / 60:.0f} minutes on this machine")
 
 
-def _values(model: Any, prompts: Sequence[Tokens], tokens: Sequence[Sequence[int]]) -> list[Seen]:
+def _values(
+    model: Any,
+    prompts: Sequence[Tokens],
+    tokens: Sequence[Sequence[int]],
+    require_time: Callable[[], None],
+) -> list[Seen]:
     import torch
 
     found: list[Seen] = []
     with torch.inference_mode():
         for prompt, wanted in zip(prompts, tokens, strict=True):
+            require_time()
             row = model(input_ids=torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)
             found.append(dict(zip(wanted, row[list(wanted)].tolist(), strict=True)))
     if not all(math.isfinite(value) for seen in found for value in seen.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -263,6 +264,7 @@ class _Verification:
             why_not = "not asked for"
         else:
             self.tell("computing the same with transformers")
+            stop = threading.Event()
             try:
                 references = await asyncio.to_thread(
                     expected,
@@ -272,7 +274,11 @@ class _Verification:
                     self._shown(),
                     self.report.dtype,
                     always=wanted == "always",
+                    stop=stop,
                 )
+            except asyncio.CancelledError:
+                stop.set()  # the thread can't be cancelled, but it looks
+                raise
             except CannotCompareError as error:
                 why_not = str(error)
             else:

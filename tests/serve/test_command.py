@@ -100,6 +100,10 @@ def test_dry_run_quiet_is_the_names() -> None:
         (("terms", "--base", "/nowhere"), 4, "no base model at /nowhere"),
         (("terms", "--vllm", "/nowhere/vllm"), 4, "no vLLM at /nowhere/vllm"),
         (("terms", "--", "--max-loras", "1"), 2, "can't be handed on"),
+        (("terms", "--pin", "nobody"), 2, "'nobody' is pinned but not served"),
+        (("terms", "support/tone", "--loaded", "1", "--pin", "terms"), 2, "--loaded 2"),
+        (("terms", "--direct", "--loaded", "2"), 2, "--direct goes without"),
+        (("terms", "--engine", "ollama"), 2, "Choose one of vllm, sglang"),
     ],
 )
 def test_a_wrong_command_line_is_refused(words: tuple[str, ...], code: int, said: str) -> None:

@@ -109,6 +109,9 @@ def test_a_split_name_is_answered_by_one_of_its_versions_the_same_for_the_same_u
             ]
             assert twice[0] == twice[1]
             got.append(twice[0])
+    said = house.run("server", "verify", "plain", "--json", timeout=200)
+    assert said.code == 0, said.err + said.out
+    assert len(said.json["names"]) == 3  # both of its versions, and the base
     assert ours in got
     assert theirs in got
     assert all(tokens in (ours, theirs) for tokens in got)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import httpx
 import psutil
 import pytest
 
+from adapterhub.errors import ExternalToolError
+from adapterhub.serve.client import Running, servers
 from adapterhub.store import Store
 from tests.cli.calling import PROGRAM, call, wait_until
 
@@ -135,7 +140,7 @@ def test_a_server_is_changed_by_commands_and_says_what_it_did(
 WRONG: list[tuple[tuple[str, ...], int, str]] = [
     (("update", "nobody"), 4, "adapterhub ls"),
     (("update", "tone", "--to", "terms=0"), 2, "share"),
-    (("rollback", "tone"), 1, "meant nothing else"),
+    (("rollback", "tone"), 1, "nothing earlier"),
     (("rollback", "tome"), 4, "Did you mean tone"),
     (("add", "tone"), 1, "server update"),
     (("rm", "nobody"), 4, "doesn't serve 'nobody'"),
@@ -219,6 +224,74 @@ def test_told_to_stop_before_it_is_ready_it_stops_and_leaves_nobody(
     assert store.leases.live() == []
 
 
+def test_a_version_name_means_its_version_even_where_it_is_served_as_a_name(
+    serve: Serve, store: Store
+) -> None:
+    digest = store.resolve("tone").digest
+    version = f"tone@{digest[7:19]}"
+    server = serve("tone", "terms", version)
+    server.wait()
+    done = call("server", "update", version, "--to", "terms")
+    assert done.code == 1
+    assert "means this version for ever" in done.err
+    assert server.text(version) == digest.removeprefix("sha256:")
+
+
+def test_of_two_that_take_a_name_at_once_one_is_told_that_it_is_taken(
+    serve: Serve, store: Store, add: Add
+) -> None:
+    serve().wait()
+    digests = [add(f"late{number}", seed=20 + number) for number in range(2)]
+    (server,) = servers(store)
+
+    def take(digest: str) -> bool:
+        try:
+            server.change("add", name="late", targets=[{"digest": digest}])
+        except ExternalToolError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(take, digests)) == [False, True]
+    with pytest.raises(ExternalToolError, match="is missing from the store"):
+        server.change("add", name="none", targets=[{"digest": f"sha256:{'0' * 64}"}])
+
+
+def test_a_restart_loads_what_was_loaded_and_keeps_what_is_pinned(serve: Serve) -> None:
+    server = serve("terms", "tone", "--pin", "tone")
+    server.wait()
+    server.engine().kill()
+    assert wait_until(lambda: server.ask("tone").status_code == 503)
+    assert wait_until(lambda: server.ask("tone").status_code == 200)
+    (document,) = call("server", "ls", "--json").json
+    assert document["loaded"] == 2
+    assert [version["pinned"] for version in document["versions"].values()].count(True) == 1
+    (running,) = servers_of_this()
+    for digest in document["versions"]:
+        running.change("reload", digest=digest)
+    (again,) = call("server", "ls", "--json").json
+    assert again["versions"] == document["versions"]
+
+
+def servers_of_this() -> list[Running]:
+    """What runs on the store of this test."""
+    return servers(Store.open())
+
+
+def test_half_a_head_and_one_without_end_are_given_up(serve: Serve) -> None:
+    server = serve()
+    server.wait()
+    with socket.create_connection(("127.0.0.1", server.port), 30) as endless:
+        endless.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n")
+        with pytest.raises(ConnectionError):
+            _send_without_end(endless)
+    with socket.create_connection(("127.0.0.1", server.port), 30) as half:
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n")
+        with suppress(ConnectionResetError):
+            assert half.recv(1) == b""  # within ten seconds, not never
+    assert server.ask("tone").status_code == 200
+
+
 def test_stop_ends_it_and_waits_until_it_has_ended(serve: Serve) -> None:
     server = serve()
     server.wait()
@@ -234,6 +307,12 @@ def test_killed_without_a_chance_it_leaves_no_engine_and_is_not_found(serve: Ser
     server.process.wait()
     assert wait_until(lambda: not any(one.is_running() for one in family))
     assert call("server", "ls", "--json").json == []
+
+
+def _send_without_end(connection: socket.socket) -> None:
+    for _ in range(1000):
+        connection.sendall(b"x-more: " + b"a" * 8000 + b"\r\n")
+    connection.recv(1)
 
 
 def told(store: Store, run: str) -> list[dict[str, Any]]:

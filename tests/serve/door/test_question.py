@@ -115,5 +115,8 @@ def test_scores_of_a_prompt_are_refused_where_they_would_end_the_engine(
     with pytest.raises(Refused, match="end its engine") as refused:
         judge("/v1/completions", body, DoorSettings(prompt_scores=False))
     assert refused.value.status == 400
+    chat = json.dumps({"messages": [], "echo": True}).encode()
+    with pytest.raises(Refused, match="`echo`"):
+        judge("/v1/chat/completions", chat, DoorSettings(prompt_scores=False))
     harmless = json.dumps({"prompt": "x", "echo": True, "prompt_logprobs": None}).encode()
     assert judge("/v1/completions", harmless, DoorSettings(prompt_scores=False)).stream is False
