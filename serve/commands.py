@@ -20,6 +20,7 @@ from adapterhub.serve.invocation import DTYPES, Invocation, cautions, invoke, sp
 from adapterhub.serve.plan import COLUMNS, Places, Plan, make_plan
 from adapterhub.serve.preflight import attest_overridden, templates_differ
 from adapterhub.serve.vllm import SETTING, Engine, assumed, find
+from adapterhub.words import counted
 
 if TYPE_CHECKING:
     from adapterhub.serve.capacity import Capacity
@@ -323,7 +324,14 @@ def _serve_behind_door(
                 async def checked(client: Any) -> None:
                     if verify:
                         bar.update("Asking each adapter, and all at once")
-                        await prove(ctx.store, plan, client, bar.update)
+                        report = await prove(ctx.store, client, bar.update)
+                        run.event("verified", report=report.document())
+                        for remark in report.remarks:
+                            ctx.out.note(remark)
+                        ctx.out.note(
+                            f"{counted(len(report.names), 'name')} answered as trained, alone and mixed"
+                            f" ({report.requests} requests, {report.seconds:.0f} s)."
+                        )
 
                 def ready(seconds: float) -> None:
                     bar.update("Serving")

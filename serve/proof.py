@@ -11,16 +11,13 @@ import httpx
 from adapterhub.errors import ExternalToolError, NotFoundError
 from adapterhub.serve.client import Running
 from adapterhub.serve.naming import version_name
-from adapterhub.serve.plan import Plan
 from adapterhub.serve.verify import Report, Served, verify
 from adapterhub.store import Store
 
 BUSY = 503
 
 
-async def prove(
-    store: Store, plan: Plan, client: httpx.AsyncClient, tell: Callable[[str], None]
-) -> Report:
+async def prove(store: Store, client: httpx.AsyncClient, tell: Callable[[str], None]) -> Report:
     """Verifies a server before its door opens; `client` speaks with its control routes.
 
     Raises:

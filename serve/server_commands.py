@@ -17,6 +17,7 @@ from adapterhub.words import short
 if TYPE_CHECKING:
     from adapterhub.serve.client import Running
     from adapterhub.serve.preflight import Problem
+    from adapterhub.serve.verify import Report
     from adapterhub.store import Resolved
 
 app = typer.Typer(
@@ -25,7 +26,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-REPORT_COLUMNS = ("name", "effect", "transformers", "mixed", "verdict")
 COLUMNS = ("name", "version", "share", "loaded", "requests", "pinned")
 
 _MOST_SHARE = 1e6
@@ -340,12 +340,14 @@ def _check(
         attest_overridden(ctx.store, digest, base, reasons)
 
 
-def _told(ctx: Context, report: Any) -> ExitCode:
+def _told(ctx: Context, report: Report) -> ExitCode:
     """A report as a table or as data; FAILED where something is wrong."""
+    from adapterhub.serve.verify import COLUMNS as REPORT
+
     if ctx.out.mode == "json":
         ctx.out.record(report.document())
     else:
-        ctx.out.table(report.rows(), REPORT_COLUMNS)
+        ctx.out.table(report.rows(), REPORT)
         for remark in report.remarks:
             ctx.out.note(remark)
         for fault in report.faults:

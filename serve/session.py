@@ -88,7 +88,7 @@ class Said:
 
 
 class Session:
-    """One server. `run` returns when it was told to stop, and raises when the engine can't be kept up."""
+    """One server. `serve` returns when it was told to stop, and raises when the engine can't be kept up."""
 
     def __init__(self, setup: Setup, said: Said) -> None:
         self._setup = setup
@@ -118,8 +118,7 @@ class Session:
         )
         self._table = Table(plan.base_name)
         for adapter in plan.adapters:
-            for name in adapter.names[:1]:  # its version's name comes with it
-                self._table.set(name, [Target(adapter.digest)])
+            self._table.set(adapter.label, [Target(adapter.digest)])
         self._apps: list[Starlette] = []
         self._were_loaded: list[str] = []
         self._state = "starting"

@@ -234,13 +234,17 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", nargs="*", choices=list(SHAPES), default=list(SHAPES))
     options = parser.parse_args()
     if not BASE.is_dir():
         raise SystemExit("There is no base model: make demo  prepares one.")
     print(
         "| asked for | how | tokens/s | first token, s | door, CPU us a chunk |\n|---|---|---|---|---|"
     )
-    without_adapters(options.runs)
+    for shape in set(SHAPES) - set(options.only):
+        del SHAPES[shape]
+    if "base" in options.only:
+        without_adapters(options.runs)
     with_adapters(options.runs)
 
 

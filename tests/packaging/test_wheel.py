@@ -17,7 +17,7 @@ FOLDERS = {
     "trainer": "adapterhub/trainer",
     "serve": "adapterhub/serve",
 }
-EXTRAS = {"merge", "train", "serve", "tui", "all", "dev"}
+EXTRAS = {"merge", "train", "door", "serve", "tui", "all", "dev"}
 
 pytestmark = pytest.mark.slow
 
