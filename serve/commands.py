@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,13 +16,21 @@ import typer
 from adapterhub.cli.command import Context, command, require_extra
 from adapterhub.errors import MissingDependencyError, UsageError
 from adapterhub.runs import Run, running
-from adapterhub.serve.invocation import DTYPES, Invocation, cautions, invoke, split_extra
+from adapterhub.serve.invocation import (
+    DTYPES,
+    ENGINE_SOCKET,
+    Invocation,
+    cautions,
+    invoke,
+    split_extra,
+)
 from adapterhub.serve.plan import COLUMNS, Places, Plan, make_plan
 from adapterhub.serve.preflight import attest_overridden, templates_differ
 from adapterhub.serve.vllm import SETTING, Engine, assumed, find
 from adapterhub.words import counted
 
 if TYPE_CHECKING:
+    from adapterhub.cli.output import Progress
     from adapterhub.serve.capacity import Capacity
     from adapterhub.serve.launch import Server
 
@@ -304,7 +312,7 @@ def _serve_behind_door(
         ):
             for digest in digests:
                 ctx.store.view(digest)  # a collection may have come between the plan and the lease
-            invocation = invoke(plan, engine, socket=folder / "vllm.sock")
+            invocation = invoke(plan, engine, socket=folder / ENGINE_SOCKET)
             recipe = {**plan.document(), **invocation.document()}
             with running(ctx.store.runs_dir, "serve", recipe) as run:
                 setup = Setup(
@@ -314,12 +322,6 @@ def _serve_behind_door(
                         max_model_len=plan.max_model_len, prompt_scores=engine.protection == "none needed"
                     ),
                 )  # fmt: skip
-                shown = 0
-
-                def starting(elapsed: float, said: str) -> None:
-                    nonlocal shown
-                    bar.advance(int(elapsed) - shown, **({"log": said[:100]} if said else {}))
-                    shown = int(elapsed)
 
                 async def checked(client: Any) -> None:
                     if verify:
@@ -342,7 +344,7 @@ def _serve_behind_door(
                     ctx.out.note(f"Ready after {seconds:.0f} s. Ctrl-C stops it.")
 
                 said = Said(
-                    starting=starting,
+                    starting=_starting(bar),
                     loading=lambda name: bar.update(f"Loading {name}"),
                     checked=checked,
                     ready=ready,
@@ -355,6 +357,18 @@ def _serve_behind_door(
         raise KeyboardInterrupt("vLLM was stopped, and with it all that it had started.") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _starting(bar: Progress) -> Callable[[float, str], None]:
+    """Tells `bar` how many seconds have gone by, and the log's last line."""
+    shown = 0
+
+    def tell(elapsed: float, said: str) -> None:
+        nonlocal shown
+        bar.advance(int(elapsed) - shown, **({"log": said[:100]} if said else {}))
+        shown = int(elapsed)
+
+    return tell
 
 
 def _key_of_environment(folder: Path) -> Path | None:
@@ -431,17 +445,10 @@ def _serve(
     from adapterhub.serve.launch import wait_until_ready
     from adapterhub.serve.place import Place
 
-    shown = 0
     try:
         with ctx.out.progress(f"Starting vLLM {engine.version or ''} (seconds)") as bar:
-
-            def tell(elapsed: float, said: str) -> None:
-                nonlocal shown
-                bar.advance(int(elapsed) - shown, **({"log": said[:100]} if said else {}))
-                shown = int(elapsed)
-
             seconds = wait_until_ready(
-                server, Place(plan.url), plan.names, seconds=ready_timeout, tell=tell
+                server, Place(plan.url), plan.names, seconds=ready_timeout, tell=_starting(bar)
             )
         run.event("ready", seconds=seconds, url=plan.url, names=list(plan.names))
         ctx.out.record(_listening(plan, server, run.id), ids=("url",))

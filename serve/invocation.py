@@ -14,6 +14,8 @@ from adapterhub.errors import UsageError
 from adapterhub.serve.plan import Plan
 from adapterhub.serve.vllm import PLUGIN, Engine
 
+ENGINE_SOCKET = "vllm.sock"
+"""In a session's private folder: where vLLM listens behind the door."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _PLANNED = "the plan says it"
@@ -79,7 +81,7 @@ def invoke(
     engine: Engine,
     inherited: Mapping[str, str] | None = None,
     *,
-    socket: Path = Path("vllm.sock"),
+    socket: Path = Path(ENGINE_SOCKET),
 ) -> Invocation:
     """What starts `plan` on `engine`, given the environment `inherited` (default: this process's).
 

@@ -26,10 +26,7 @@ class Place:
         """The status of /health; None where nothing answers in time."""
         connection = self._connection()
         try:
-            connection.request("GET", "/health")
-            with connection.getresponse() as answer:
-                answer.read()
-                return answer.status
+            return _health(connection)
         except (OSError, http.client.HTTPException):
             return None
         finally:
@@ -43,11 +40,8 @@ class Place:
         key = os.environ.get("VLLM_API_KEY")
         connection = self._connection()
         try:
-            connection.request("GET", "/health")
-            with connection.getresponse() as health:
-                health.read()
-                if health.status != 200:
-                    return None
+            if _health(connection) != 200:
+                return None
             connection.request(
                 "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {}
             )
@@ -72,6 +66,13 @@ class Place:
             return _UnixConnection(self.uds)
         parts = urlsplit(self.url)
         return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_SECONDS)
+
+
+def _health(connection: http.client.HTTPConnection) -> int:
+    connection.request("GET", "/health")
+    with connection.getresponse() as answer:
+        answer.read()
+        return answer.status
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -35,7 +35,7 @@ from adapterhub.serve.door.pool import EngineError, Pool
 from adapterhub.serve.door.refusal import Refused
 from adapterhub.serve.door.table import Table, Target
 from adapterhub.serve.door.wire import Wire
-from adapterhub.serve.invocation import Invocation
+from adapterhub.serve.invocation import ENGINE_SOCKET, Invocation
 from adapterhub.serve.place import Place
 from adapterhub.serve.plan import Plan
 from adapterhub.serve.supervise import Patience, Supervisor
@@ -67,7 +67,7 @@ class Setup:
     @property
     def engine_socket(self) -> Path:
         """Where vLLM listens."""
-        return self.folder / "vllm.sock"
+        return self.folder / ENGINE_SOCKET
 
     @property
     def control_socket(self) -> Path:

@@ -36,7 +36,7 @@ class Patience:
 
 
 class Supervisor:
-    """One engine. `ready` is set while it serves; `given_up` says why it is over."""
+    """One engine. `server` is its process while there is one; `restarts` counts those that followed the first."""
 
     def __init__(
         self,

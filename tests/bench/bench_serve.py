@@ -26,13 +26,15 @@ from typing import Any
 import httpx
 import psutil
 
-from adapterhub.serve.invocation import invoke
+from adapterhub.serve.client import SERVER_FILE
+from adapterhub.serve.invocation import ENGINE_SOCKET, invoke
 from adapterhub.serve.launch import launched, wait_until_ready
 from adapterhub.serve.naming import engine_name
 from adapterhub.serve.place import Place
 from adapterhub.serve.plan import make_plan
 from adapterhub.serve.vllm import find
 from adapterhub.store import Store
+from tests.cli.calling import first_record
 from tests.support.models import peft_adapter
 
 BASE = Path("demo-work/inputs/base")
@@ -185,9 +187,9 @@ def with_adapters(runs: int) -> None:
         )
         try:
             assert process.stdout is not None
-            record = _record(process)
-            said = json.loads((home / "runs" / record["run"] / "server.json").read_text())
-            vllm = Path(said["control"]).with_name("vllm.sock")
+            record = first_record(process.stdout)
+            said = json.loads((home / "runs" / record["run"] / SERVER_FILE).read_text())
+            vllm = Path(said["control"]).with_name(ENGINE_SOCKET)
             asyncio.run(_both(record, vllm, digests, process.pid, runs))
         finally:
             process.send_signal(signal.SIGINT)
@@ -217,17 +219,6 @@ async def _both(
             },
             runs,
         )
-
-
-def _record(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    text = ""
-    for line in process.stdout:
-        text += line
-        if line == "}\n":
-            found: dict[str, Any] = json.loads(text)
-            return found
-    raise SystemExit("The server didn't start.")
 
 
 def main() -> None:

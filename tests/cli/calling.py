@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from typer.testing import CliRunner
 
@@ -67,6 +67,17 @@ def start(*arguments: str | Path, stderr: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=file, stdin=subprocess.DEVNULL
         )
+
+
+def first_record(stream: IO[str]) -> dict[str, Any]:
+    """The first JSON object of a stream that stays open; EOFError with what was there instead."""
+    text = ""
+    for line in stream:
+        text += line
+        if line == "}\n":
+            found: dict[str, Any] = json.loads(text)
+            return found
+    raise EOFError(f"no record in {text!r}")
 
 
 def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> bool:

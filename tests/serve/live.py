@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import socket
@@ -17,7 +16,7 @@ import httpx
 import psutil
 
 from adapterhub.store import Store
-from tests.cli.calling import PROGRAM, Said, run
+from tests.cli.calling import PROGRAM, Said, first_record, run
 from tests.support.models import peft_adapter
 
 PROMPTS = [[1, 40, 77, 12], [1, 5, 6, 7, 8, 9, 10, 11, 120], [1, 99], [1, 33, 33, 33, 60]]
@@ -141,13 +140,11 @@ class LiveServer:
     def wait_until_ready(self) -> LiveServer:
         """Reads the record; fails with what the server said where there is none."""
         assert self.process.stdout is not None
-        text = ""
-        for line in self.process.stdout:
-            text += line
-            if line == "}\n":
-                self.record = json.loads(text)
-                return self
-        raise AssertionError(f"it ended without a record: {text}{self.stderr.read_text()}")
+        try:
+            self.record = first_record(self.process.stdout)
+        except EOFError as error:
+            raise AssertionError(f"it ended: {error} {self.stderr.read_text()}") from error
+        return self
 
     def family(self) -> list[psutil.Process]:
         """Its process and all it started."""

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
 
 import psutil
 import pytest
@@ -18,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from adapterhub.cli.main import build
 from adapterhub.store import Store
+from tests.cli.calling import first_record
 
 Add = Callable[..., str]
 PROGRAM = (sys.executable, "-c", "from adapterhub.cli.main import main; main()", "serve")
@@ -26,16 +26,6 @@ PROGRAM = (sys.executable, "-c", "from adapterhub.cli.main import main; main()",
 def serve(*words: str) -> Result:
     """The command in this process: half a second less than a new one."""
     return CliRunner().invoke(build("serve"), ["serve", *words])
-
-
-def json_ahead(stream: IO[str]) -> Any:
-    """The first JSON object of a stream that stays open."""
-    text = ""
-    for line in stream:
-        text += line
-        if line == "}\n":
-            return json.loads(text)
-    raise AssertionError(f"no JSON in {text!r}")
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +143,7 @@ def test_it_says_where_it_listens_and_a_signal_stops_it_whole(
         [*PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        record = json_ahead(process.stdout)
+        record = first_record(process.stdout)
         family = [
             process.pid,
             *(child.pid for child in psutil.Process(process.pid).children(recursive=True)),

@@ -20,7 +20,7 @@ import pytest
 from adapterhub.errors import ExternalToolError
 from adapterhub.serve.client import Running, servers
 from adapterhub.store import Store
-from tests.cli.calling import PROGRAM, call, wait_until
+from tests.cli.calling import PROGRAM, call, first_record, wait_until
 
 Add = Callable[..., str]
 
@@ -45,13 +45,10 @@ class Served:
     def wait(self) -> dict[str, Any]:
         """What it prints when it is ready."""
         assert self.process.stdout is not None
-        text = ""
-        for line in self.process.stdout:
-            text += line
-            if line == "}\n":
-                found: dict[str, Any] = json.loads(text)
-                return found
-        raise AssertionError(self.said.read_text())
+        try:
+            return first_record(self.process.stdout)
+        except EOFError as error:
+            raise AssertionError(self.said.read_text()) from error
 
     def ask(self, model: str, key: str = "", **fields: object) -> httpx.Response:
         """One completion; the stand-in's text is the name it was asked under."""
