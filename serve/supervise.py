@@ -68,12 +68,12 @@ class Supervisor:
         began = time.monotonic()
         starting = asyncio.ensure_future(asyncio.to_thread(start, self._invocation, self.log))
         try:
-            self.server = await asyncio.shield(starting)
+            self.server = server = await asyncio.shield(starting)
         except asyncio.CancelledError:
             self.server = await starting  # so that `stop` has something to stop
             raise
-        self._run.event("launched", pid=self.server.pid)
-        steps = waiting(self.server, self._place, (), seconds=self._ready_timeout, tell=tell)
+        self._run.event("launched", pid=server.pid)
+        steps = waiting(server, self._place, (), seconds=self._ready_timeout, tell=tell)
         while (pause := await asyncio.to_thread(next, steps, None)) is not None:  # noqa: ASYNC110 - another process
             await asyncio.sleep(pause)
         seconds = round(time.monotonic() - began, 1)
