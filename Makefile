@@ -20,7 +20,7 @@ export RUSTUP_HOME ?= $(CURDIR)/.cache/rustup
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check crash fuzz bench-store bench-merge bench-methods bench-export bench-serve soak bench-train format lock clean
+.PHONY: help setup demo example test check crash fuzz bench-store bench-merge bench-methods bench-export bench-serve soak bench-train bench-eval bench-tui-start pictures format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ setup: ## make .venv/ from requirements/dev.lock; does nothing where it is up to
 
 demo: setup ## from nothing to a merged adapter that answers, on a real model
 	@$(BIN)/python examples/demo.py
+
+example: setup ## two desks' adapters: trained, evaluated, merged, gated, served and rolled back; a tutorial in examples/harbor-support
+	@$(BIN)/python examples/harbor-support/run.py
 
 test: setup ## the whole suite, slow tests too; what CI runs
 	$(PYTEST) </dev/null
@@ -74,8 +77,20 @@ bench-serve: setup ## tokens a second of 1 to 32 adapters, through the door and 
 soak: setup ## ten minutes of everything at once against one real server, every answer checked
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.soak_serve $(BENCH)
 
+bench-tui-start: setup ## start of the terminal UI to its first paint, beside a bare Textual application
+	$(BIN)/python -m tests.bench.bench_tui_start $(BENCH)
+
+bench-eval: setup ## four adapters on one loaded base beside four runs of transformers + peft, and beside lm-eval: BENCH="--quick"
+	$(BIN)/python -m tests.bench.bench_eval $(BENCH)
+
+pictures: setup ## the two pictures of README, drawn by the application itself
+	$(BIN)/python scripts/pictures.py
+
 bench-train: setup ## tokens a second and memory beside a plain SFTTrainer script (after make demo)
 	$(BIN)/python -m tests.bench.bench_train $(BENCH)
+
+bench-tui: setup ## from the start to 10,000 adapters on the screen, and what a key costs there
+	$(BIN)/python -m tests.bench.bench_tui
 
 format: setup ## let ruff write the format and the fixes that are safe
 	$(BIN)/ruff check --fix-only

@@ -41,6 +41,7 @@ EMBEDDING_SUFFIXES = (
     ".embeddings.weight",
 )
 HEAD_NAME = "lm_head.weight"
+_CONFIG_ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 # transformers.pytorch_utils.Conv1D: where it is used, and what those modules are called.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
@@ -68,6 +69,12 @@ class BaseModel:
     def shards(self) -> tuple[Path, ...]:
         """The weight files, in order of their names."""
         return tuple(sorted({info.path for info in self.tensors.values()}))
+
+    @cached_property
+    def config_digest(self) -> str:
+        """Of config.json, but for what no number depends on: two models of the same weights may compute differently."""
+        told = {key: value for key, value in self.config.items() if key not in _CONFIG_ASIDE}
+        return digest_of(canonical_bytes(told))
 
     @cached_property
     def embedding(self) -> str | None:

@@ -7,6 +7,7 @@ Anything else that reaches the command line is a bug and is reported as one.
     ├── UsageError                      2   the command or recipe can't be taken as it is
     ├── NotFoundError                   4   a name, digest, base or file that isn't there
     ├── ConflictError                   1   a name or folder that is taken already
+    ├── GateError                       1   a name that asks for more than is known of the adapter
     ├── FormatError                     1   a file that isn't what it claims to be
     ├── VerificationError               1   what was written isn't what was meant; it is not kept
     ├── UnsupportedError                1   a sound adapter of a kind this operation can't honour
@@ -82,6 +83,10 @@ class NotFoundError(AdapterHubError):
 
 class ConflictError(AdapterHubError):
     """A name or folder is taken, and replacing it wasn't asked for."""
+
+
+class GateError(AdapterHubError):
+    """A name whose gate in config.toml asks for evaluations that the adapter hasn't got, or that went otherwise."""
 
 
 class FormatError(AdapterHubError):

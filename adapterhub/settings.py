@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -35,11 +37,55 @@ class ToolSettings(msgspec.Struct, forbid_unknown_fields=True):
     """The folder of llm-compressor's virtual environment; tools/quantize in the home where nothing is said."""
 
 
+class TuiSettings(msgspec.Struct, forbid_unknown_fields=True):
+    """How the terminal UI looks and is steered."""
+
+    theme: str | None = None
+    """The colours it starts with; those chosen last where nothing is said."""
+    keys: dict[str, str] = msgspec.field(default_factory=dict)
+    """Other keys: the id of what a key does, and the key, or several with commas."""
+
+
+class Demand(msgspec.Struct, forbid_unknown_fields=True):
+    """One thing a gate asks for: see adapterhub.evaluate.gates."""
+
+    suite: str | None = None
+    data: str | None = None
+    """The digest of a data file, or its beginning: `eval --json` and `show` tell it."""
+    held_out: float = 0.1
+    split_seed: int = 0
+    """Which rows of the data: as `eval` and recipes have them. An evaluation of all rows counts, too."""
+    by: str | None = None
+    """The column that tells the parts of data apart; a suite has its own parts."""
+    part: str | None = None
+    max_new_tokens: int = 256
+    """Of an evaluation's answers, at least: in few tokens nobody says what he mustn't."""
+    measure: str = "perplexity"
+    judge: str | None = None
+    """Of a measure `judge`: the digest of the judge, or its beginning, as `show --json` tells it. Any where nothing is said."""
+    at_least: float | None = None
+    at_most: float | None = None
+    than: Literal["base", "current"] = "base"
+    verdict: Literal["better", "not worse"] | None = None
+    at_most_worse: float | None = None
+    """Of the perplexity a share of it, of other measures so much less."""
+
+
+class Gate(msgspec.Struct, forbid_unknown_fields=True):
+    """Which names ask for what."""
+
+    demands: list[Demand]
+    names: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    tag: str = "prod"
+
+
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """Everything in config.toml."""
 
     store: StoreSettings = msgspec.field(default_factory=StoreSettings)
     tools: ToolSettings = msgspec.field(default_factory=ToolSettings)
+    tui: TuiSettings = msgspec.field(default_factory=TuiSettings)
+    gates: list[Gate] = msgspec.field(default_factory=list)
 
 
 def read_settings(path: Path) -> Settings:
@@ -59,7 +105,40 @@ def read_settings(path: Path) -> Settings:
         raise UsageError(
             f"store.keep_releases in {path} must be 0 or more.", hint="Mend that file."
         )
+    for demand in (demand for gate in settings.gates for demand in gate.demands):
+        _place_files(demand, path.parent)
+        if demand.part is not None and demand.data is not None and demand.by is None:
+            raise UsageError(
+                f"A demand of a gate in {path} names a part of its data, and not by which column.",
+                why=f'part = "{demand.part}" needs by = "COLUMN", as eval --by has it.',
+                hint="Mend that file.",
+            )
+        if (demand.suite is None) == (demand.data is None):
+            raise UsageError(
+                f"A demand of a gate in {path} must name a suite or data, one of them.",
+                why='suite = "forgetting", or data = "sha256:…"',
+                hint="Mend that file.",
+            )
+        bounds = (demand.at_least, demand.at_most, demand.at_most_worse, demand.held_out)
+        if not all(math.isfinite(bound) for bound in bounds if bound is not None):
+            raise UsageError(f"A bound of a gate in {path} is no number.", hint="Mend that file.")
+        for key, digest in (("data", demand.data), ("judge", demand.judge)):
+            if digest is not None and not re.match(r"sha256:[0-9a-f]{8,64}\Z", digest):
+                raise UsageError(
+                    f"{key} = '{digest}' of a gate in {path} is no digest.",
+                    why="It must begin with sha256: and eight or more of its digits.",
+                    hint=f"`adapterhub show NAME --json` has the digest of the {key} it was evaluated with.",
+                )
     return settings
+
+
+def _place_files(demand: Demand, folder: Path) -> None:
+    """Suites and schemas of one's own are looked for beside config.toml, wherever the command runs."""
+    if demand.suite is not None and demand.suite.endswith((".yaml", ".yml")):
+        demand.suite = str(folder / demand.suite)
+    kind, _, file = demand.measure.partition("=")
+    if kind == "schema" and file:
+        demand.measure = f"schema={folder / file}"
 
 
 def duration(text: str, where: str) -> float:

@@ -82,6 +82,15 @@ def human_count(count: float) -> str:
     return f"{count:.3g}T"
 
 
+def human_seconds(seconds: float) -> str:
+    """A length of time: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = max(0, int(seconds))
+    minutes, hours = whole // 60, whole // 3600
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
 def did_you_mean(wanted: str, known: Iterable[str]) -> str:
     """A sentence with the closest known words, or an empty string."""
     close = difflib.get_close_matches(wanted, list(known), n=3, cutoff=0.6)

@@ -24,10 +24,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        twice = next((i for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
+            place = node.value[twice][0].start_mark
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} appears twice", node.start_mark
+                None, None, f"the key {keys[twice]!r} appears twice", place
             )
         result: dict[Any, Any] = super().construct_mapping(node, deep)
         return result

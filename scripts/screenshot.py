@@ -9,12 +9,14 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from textual.pilot import Pilot
 
 from adapterhub.store import Store
 from adapterhub.tui.app import AdapterHubApp
+from adapterhub.tui.themes import DEFAULT
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "images" / "library.svg"
 
@@ -48,21 +50,29 @@ def main() -> None:
     print(options.output)
 
 
-async def draw(store: Store, size: tuple[int, int], down: int) -> str:
-    """The SVG of the application on `store` in a terminal of `size` (columns, lines), the cursor `down` rows down."""
+async def draw(store: Store, size: tuple[int, int], down: int, *, merge: Sequence[str] = ()) -> str:
+    """The SVG of the application on `store` in a terminal of `size` (columns, lines).
+
+    The cursor is `down` rows down in the library; or it is the merge form of the adapters `merge`.
+    """
     os.environ.pop("NO_COLOR", None)
     app = AdapterHubApp(store)
-    app.theme = "textual-dark"  # whatever TEXTUAL_THEME says
+    app.theme = DEFAULT  # whatever TEXTUAL_THEME says
     async with app.run_test(size=size) as pilot:
         await _settle(pilot)
         await pilot.press(*["down"] * down)
         await _settle(pilot)
+        if merge:
+            app.visit("merge", names=tuple(merge))
+            await _settle(pilot)
         return app.export_screenshot(title="adapterhub")
 
 
 async def _settle(pilot: Pilot[None]) -> None:
-    for _ in range(2):  # the list's answer asks for the details
-        await pilot.pause()
+    for _ in range(
+        4
+    ):  # the list's answer asks for the details, and those wait for the cursor to stay
+        await pilot.pause(0.4)
         await pilot.app.workers.wait_for_complete()
     await pilot.pause()
 

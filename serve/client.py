@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import httpx
 
 from adapterhub.chat_template import template_in
 from adapterhub.errors import ExternalToolError, NotFoundError, UsageError
+from adapterhub.serve.place import UnixConnection
 from adapterhub.store import Store
 
 SERVER_FILE = "server.json"
@@ -53,23 +58,38 @@ class Running:
         document: dict[str, Any] = self._asked("POST", f"/control/{what}", body)
         return document
 
+    @property
+    def port(self) -> str:
+        """What `--server` takes for it."""
+        return self.url.rpartition(":")[2]
+
+    def stop(self) -> None:
+        """Tells it to end: running answers finish first. Nothing happens where it has ended already."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
     def _asked(self, method: str, path: str, body: object = None, seconds: float = _SECONDS) -> Any:
+        connection = UnixConnection(self.control, seconds)
         try:
-            with self.client() as client:
-                answer = client.request(method, path, json=body, timeout=seconds)
-        except httpx.HTTPError as error:
+            data = None if body is None else json.dumps(body).encode()
+            connection.request(method, path, data, {"Content-Type": "application/json"})
+            with connection.getresponse() as answer:
+                text = answer.read()
+        except (OSError, http.client.HTTPException) as error:
             raise ExternalToolError(
                 f"The server at {self.url} doesn't answer.",
                 why=f"{self.control}: {str(error) or type(error).__name__}.",
                 hint=f"Look what it does:  adapterhub server logs --server {self.run}",
             ) from error
-        if answer.status_code == 200:
-            return answer.json()
+        finally:
+            connection.close()
+        if answer.status == 200:
+            return json.loads(text)
         try:
-            what = str(answer.json()["error"]["message"])
+            what = str(json.loads(text)["error"]["message"])
         except (ValueError, KeyError, TypeError):
-            what = f"The server at {self.url} failed ({answer.status_code})."
-        raise (NotFoundError if answer.status_code == 404 else ExternalToolError)(
+            what = f"The server at {self.url} failed ({answer.status})."
+        raise (NotFoundError if answer.status == 404 else ExternalToolError)(
             what, hint="`adapterhub server ls` shows what is served."
         )
 
@@ -111,14 +131,10 @@ def the_server(store: Store, which: str | None) -> Running:
             raise UsageError(
                 f"{len(running)} servers are running.",
                 why=lines,
-                hint=f"Say which:  --server {running[0].url.rpartition(':')[2]}",
+                hint=f"Say which:  --server {running[0].port}",
             )
         return running[0]
-    meant = [
-        one
-        for one in running
-        if which in (one.url, one.url.rpartition(":")[2]) or one.run.startswith(which)
-    ]
+    meant = [one for one in running if which in (one.url, one.port) or one.run.startswith(which)]
     if len(meant) != 1:
         raise NotFoundError(
             f"{'No server' if not meant else 'More than one server'} is meant by '{which}'.",

@@ -6,27 +6,21 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.command import Context, command, require_extra
-from adapterhub.errors import MissingDependencyError, UsageError
+from adapterhub.canonical import canonical_bytes, digest_of
+from adapterhub.cli.command import Context, command
 from adapterhub.runs import Run, running
-from adapterhub.serve.invocation import (
-    DTYPES,
-    ENGINE_SOCKET,
-    Invocation,
-    cautions,
-    invoke,
-    split_extra,
-)
-from adapterhub.serve.plan import COLUMNS, Places, Plan, make_plan
-from adapterhub.serve.preflight import attest_overridden, templates_differ
-from adapterhub.serve.vllm import SETTING, Engine, assumed, find
+from adapterhub.serve.invocation import DTYPES, ENGINE_SOCKET, Invocation, invoke, split_extra
+from adapterhub.serve.plan import COLUMNS, Plan
+from adapterhub.serve.preflight import attest_overridden
+from adapterhub.serve.prospect import Prospect, prospect, require_door
+from adapterhub.serve.vllm import SETTING, Engine
+from adapterhub.serve.wish import READY_SECONDS, Wish, require_known
 from adapterhub.words import counted
 
 if TYPE_CHECKING:
@@ -34,7 +28,6 @@ if TYPE_CHECKING:
     from adapterhub.serve.capacity import Capacity
     from adapterhub.serve.launch import Server
 
-READY_SECONDS = 600.0
 ROOM_COLUMNS = ("what", "bytes", "where", "how")
 ENGINES = ("vllm", "sglang")
 
@@ -101,6 +94,13 @@ def serve(
             help="Before the door opens: show that each adapter answers as trained, and that none is mixed with another.",
         ),
     ] = True,
+    prod: Annotated[
+        bool,
+        typer.Option(
+            "--prod",
+            help="Serve only what the tag prod means, or could mean by the gates in config.toml.",
+        ),
+    ] = False,
     direct: Annotated[
         bool,
         typer.Option("--direct", help="No front door: vLLM listens itself, with fixed names."),
@@ -132,121 +132,45 @@ def serve(
     What follows -- goes to vLLM as it is:  adapterhub serve tone terms -- --seed 1
     """
     wanted, extra = split_extra(names or [])
-    if keys is not None:
-        require_extra("starlette", "door")
-        from adapterhub.serve.door.keys import Keys
-
-        Keys.load(keys)  # what is wrong with it is told before anything is started
-    if not wanted and not everything:
-        raise UsageError(
-            "Name the adapters to serve, or say --all.",
-            hint="adapterhub serve NAME... [-- VLLM_ARGUMENT...]",
-        )
-    _require_known("dtype to serve in", dtype, DTYPES)
-    _require_known("engine", engine, ENGINES)
-    if direct and (keys or pin or loaded or batch):
-        raise UsageError(
-            "--keys, --pin, --loaded and --batch belong to the door, which --direct goes without."
-        )
+    require_known("engine", engine, ENGINES)
+    wish = Wish(
+        tuple(wanted), everything, base, host, port, dtype, max_model_len, loaded, batch, max_rank,
+        tuple(pin or ()), keys, verify, direct, ready_timeout, vllm, allow_mismatch, prod, tuple(extra),
+    )  # fmt: skip
     with ctx.out.progress("Checking adapters", total=len(wanted) or None) as bar:
-        plan = make_plan(
-            ctx.store,
-            wanted,
-            base=base,
-            host=host,
-            port=port,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            extra=extra,
-            allow_mismatch=allow_mismatch,
-            direct=direct,
-            places=Places(loaded, batch, max_rank),
-            everything=everything,
-            checked=bar.advance,
-        )
-    if engine == "sglang":
-        _show_sglang(ctx, plan)
+        found = prospect(ctx.store, wish, checked=bar.advance)
+    if engine == "sglang" and found.plan is not None:
+        _show_sglang(ctx, found.plan)
         return
-    pinned = _pinned(plan, pin or [])
-    found = _engine(ctx, vllm, dry_run)
-    plan = replace(plan, zeros=not direct and found.protection == "zeros")
-    _warn(ctx, plan, keys)
-    invocation = invoke(plan, found)
-    room = _room(plan, invocation)
+    _require_sound(ctx, found, dry_run=dry_run)
+    assert found.plan is not None
+    assert found.invocation is not None
+    assert found.room is not None
+    for left_out in found.plan.skipped:
+        ctx.out.note(f"left out: {left_out}")
+    for remark in found.remarks:
+        ctx.out.warn(remark)
     if dry_run:
-        _show(ctx, plan, invocation, room)
-    for problem in (*room.problems, *room.advice):
+        _show(ctx, found.plan, found.invocation, found.room)
+    for problem in (*found.room.problems, *found.room.advice):
         ctx.out.warn(problem)
     if dry_run:
         return
     if direct:
-        _serve_directly(ctx, plan, invocation, ready_timeout)
+        _serve_directly(ctx, found.plan, found.invocation, ready_timeout)
     else:
-        _serve_behind_door(
-            ctx,
-            plan,
-            found,
-            keys=keys,
-            pinned=pinned,
-            verify=verify,
-            ready_timeout=ready_timeout,
-        )
+        _serve_behind_door(ctx, found.plan, found.invocation.engine, wish)
 
 
-def _pinned(plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
-    """The names to pin, each served, and fewer than there are places where others are to come and go."""
-    known = {name for adapter in plan.adapters for name in adapter.names}
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f"'{name}' is pinned but not served.", hint=f"Served: {', '.join(sorted(known))}."
-            )
-    if len(set(names)) >= plan.loaded < len(plan.adapters):
-        raise UsageError(
-            f"{len(set(names))} adapters are pinned where {plan.loaded} are held, so no other could be loaded.",
-            hint=f"--loaded {len(set(names)) + 1}",
-        )
-    return tuple(names)
-
-
-def _require_known(what: str, word: str, known: tuple[str, ...]) -> None:
-    if word not in known:
-        raise UsageError(f"'{word}' is no {what}.", hint=f"Choose one of {', '.join(known)}.")
-
-
-def _engine(ctx: Context, explicit: str | None, dry_run: bool) -> Engine:
-    """The vLLM to launch; to print a command, none need be there."""
-    try:
-        return find(explicit)
-    except MissingDependencyError as error:
-        if not dry_run:
-            raise
-        ctx.out.warn(f"{error.what} {error.why} {error.hint}")
-        return assumed()
-
-
-def _warn(ctx: Context, plan: Plan, keys: Path | None) -> None:
-    keyed = keys is not None or bool(os.environ.get("VLLM_API_KEY"))
-    for caution in cautions(plan, keys=keyed):
-        ctx.out.warn(caution)
-    for left_out in plan.skipped:
-        ctx.out.note(f"left out: {left_out}")
-    labelled = [(adapter.label, adapter.digest) for adapter in plan.adapters]
-    if (differ := templates_differ(ctx.store, labelled)) is not None:
-        ctx.out.warn(differ)
-    for adapter in plan.adapters:
-        for remark in (*adapter.remarks, *(f"allowed: {reason}" for reason in adapter.overridden)):
-            ctx.out.warn(f"{adapter.label}: {remark}")
-
-
-def _room(plan: Plan, invocation: Invocation) -> Capacity:
-    """What it takes of the memory that is free."""
-    from adapterhub.serve.capacity import capacity, demand_of
-    from adapterhub.serve.memory import find_memory
-
-    sizes = [adapter.size for adapter in plan.adapters]
-    demand = demand_of(plan, invocation.variables)
-    return capacity(plan.base, sizes, demand, find_memory(cpu=invocation.engine.cpu))
+def _require_sound(ctx: Context, found: Prospect, *, dry_run: bool) -> None:
+    """Raises what speaks against it. To print a command, no vLLM need be there."""
+    if found.problem is not None:
+        raise found.problem
+    missing = found.no_engine
+    if missing is not None and not dry_run:
+        raise missing
+    if missing is not None:
+        ctx.out.warn(f"{missing.what} {missing.why} {missing.hint}")
 
 
 def _show(ctx: Context, plan: Plan, invocation: Invocation, room: Capacity) -> None:
@@ -280,19 +204,9 @@ def _attest_overridden(ctx: Context, plan: Plan) -> None:
         attest_overridden(ctx.store, adapter.digest, plan.base, adapter.overridden)
 
 
-def _serve_behind_door(
-    ctx: Context,
-    plan: Plan,
-    engine: Engine,
-    *,
-    keys: Path | None,
-    pinned: tuple[str, ...],
-    verify: bool,
-    ready_timeout: float,
-) -> None:
+def _serve_behind_door(ctx: Context, plan: Plan, engine: Engine, wish: Wish) -> None:
     """Returns never: an interrupt or the engine's end leaves it as an exception."""
-    for package in ("starlette", "uvicorn", "httpx", "prometheus_client"):
-        require_extra(package, "door")
+    require_door()
     import asyncio
 
     from adapterhub.serve.door.app import DoorSettings
@@ -317,14 +231,16 @@ def _serve_behind_door(
             with running(ctx.store.runs_dir, "serve", recipe) as run:
                 setup = Setup(
                     ctx.store, plan, invocation, run, folder, listening, engine.protection,
-                    keys=keys or _key_of_environment(folder), pinned=pinned, ready_timeout=ready_timeout,
+                    keys=wish.keys or _key_of_environment(folder), pinned=wish.pin,
+                    ready_timeout=wish.ready_timeout,
                     settings=DoorSettings(
-                        max_model_len=plan.max_model_len, prompt_scores=engine.protection == "none needed"
+                        max_model_len=plan.max_model_len, prompt_scores=engine.protection == "none needed",
+                        about=_about(plan, engine),
                     ),
                 )  # fmt: skip
 
                 async def checked(client: Any) -> None:
-                    if verify:
+                    if wish.verify:
                         bar.update("Asking each adapter, and all at once")
                         report = await prove(ctx.store, client, bar.update)
                         run.event("verified", report=report.document())
@@ -382,6 +298,19 @@ def _key_of_environment(folder: Path) -> Path | None:
     file.touch(mode=0o600)
     file.write_text(line_of("owner", key, metrics=True) + "\n")
     return file
+
+
+def _about(plan: Plan, engine: Engine) -> dict[str, str]:
+    """What the door says of its base, so that whoever evaluates through it knows whose numbers they are."""
+    from adapterhub.serve.verify.probes import served_dtype
+
+    return {
+        "fingerprint": plan.base.fingerprint,
+        "dtype": served_dtype(plan.dtype, plan.base.path),
+        "engine": f"vllm {engine.version or 'unknown'}",
+        # what is handed on to vLLM may quantise, and is nobody else's business
+        "options": digest_of(canonical_bytes({"extra": list(plan.extra)})),
+    }
 
 
 def _behind_door(plan: Plan, run: Run, *, keyed: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,15 +23,28 @@ from starlette.types import ASGIApp
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.runs import Run
+from adapterhub.serve.door.metrics import Metrics
 from adapterhub.serve.door.pool import Pool
 from adapterhub.serve.door.refusal import Refused, busy
 from adapterhub.serve.door.table import Alias, Table, Target
 from adapterhub.serve.plan import Plan
 from adapterhub.serve.supervise import Supervisor
+from adapterhub.serve.vllm import Protection
 from adapterhub.store import Store
+from adapterhub.words import short
 
 RELOAD_SECONDS = 10.0
 """How long `reload` waits for a version that others use."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the door counts, and what is counted of those who come through the control socket; and what guards both."""
+
+    door: Metrics
+    own: Metrics
+    protection: Protection
+    keyed: bool
 
 
 class Control:
@@ -46,6 +60,7 @@ class Control:
         supervisor: Supervisor,
         run: Run,
         leases: ExitStack,
+        traffic: Traffic,
     ) -> None:
         self._state = state
         self._store = store
@@ -55,6 +70,7 @@ class Control:
         self._supervisor = supervisor
         self._run = run
         self._leases = leases
+        self._traffic = traffic
         self._leased = {adapter.digest for adapter in plan.adapters}
         self._dropping: set[asyncio.Task[None]] = set()
         self._started = time.monotonic()
@@ -65,6 +81,8 @@ class Control:
         """Everything there is to know about the server, as data."""
         held = {one.digest: one for one in self._pool.held}
         server = self._supervisor.server
+        swaps = self._traffic.door.swaps()
+        never = {"loads": 0, "evictions": 0}
         return {
             "run": self._run.id,
             "state": self._state(),
@@ -79,6 +97,11 @@ class Control:
             "max_lora_rank": self._plan.max_lora_rank,
             "loaded": sum(one.ready for one in held.values()),
             "capacity": self._pool.capacity,
+            "protection": self._traffic.protection,
+            "keyed": self._traffic.keyed,
+            **self._traffic.door.now(),
+            "traffic": self._traffic.door.traffic(),
+            "own_traffic": self._traffic.own.traffic(),
             "aliases": [
                 {
                     "name": alias.name,
@@ -92,6 +115,7 @@ class Control:
                     "loaded": digest in held and held[digest].ready,
                     "requests": held[digest].users if digest in held else 0,
                     "pinned": digest in held and held[digest].pinned,
+                    **swaps.get(short(digest), never),
                 }
                 for digest in sorted(self._table.digests())
             },

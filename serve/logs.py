@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adapterhub.tail import shown_line
+
 _TAIL_BYTES = 64 * 1024
 _MOST_ERRORS = 3
 _MOST_LINES = 4
@@ -89,4 +91,4 @@ def _tail(log: Path) -> list[str]:
         size = file.seek(0, 2)
         file.seek(max(0, size - _TAIL_BYTES))
         text = file.read().decode("utf-8", "replace")
-    return [line.rpartition("\r")[2] for line in text.splitlines()]
+    return [shown_line(line) for line in text.splitlines()]

@@ -7,6 +7,9 @@ from adapterhub.names import DigestPointer, parse_pointer
 from adapterhub.store import Resolved
 from adapterhub.words import short
 
+BASE = "base"
+"""The word that means the base of a server, whatever it is called there."""
+
 
 def version_name(alias: str, digest: str) -> str:
     """The name that means this version for ever: `tone`, `tone:v2` and `tone@1f2e3d` -> `tone@1f2e3d4c5b6a`."""

@@ -63,7 +63,7 @@ class Place:
     def _connection(self) -> http.client.HTTPConnection:
         # http.client and not urllib: a proxy set in the environment has no business between us and our own child
         if self.uds is not None:
-            return _UnixConnection(self.uds)
+            return UnixConnection(self.uds)
         parts = urlsplit(self.url)
         return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_SECONDS)
 
@@ -75,11 +75,11 @@ def _health(connection: http.client.HTTPConnection) -> int:
         return answer.status
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     """HTTP through a Unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_SECONDS)
+    def __init__(self, path: Path, seconds: float = ANSWER_SECONDS) -> None:
+        super().__init__("localhost", timeout=seconds)
         self._path = path
 
     def connect(self) -> None:

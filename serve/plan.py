@@ -7,7 +7,7 @@ adapter is served twice over: under its name, and under `name@<digest>`, which m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from adapterhub.errors import IncompatibleError, NotFoundError
 from adapterhub.merge.recipe import SERVABLE_RANKS
 from adapterhub.same_base import shared_base
 from adapterhub.serve.naming import public_names
-from adapterhub.serve.preflight import Problem, Size, check, refuse
+from adapterhub.serve.preflight import Checked, Size, check, refuse
 from adapterhub.store import Resolved, Store
 
 MOST_LOADED = 16
@@ -185,11 +185,87 @@ class Plan:
         }
 
 
-def make_plan(
+@dataclass(frozen=True)
+class Candidate:
+    """One adapter that was named, or that a pattern matched, and what its checks found."""
+
+    names: tuple[str, ...]
+    adapter: Resolved
+    found: Checked
+    by_pattern: bool
+
+    @property
+    def label(self) -> str:
+        """What the user calls it."""
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found of all that was wanted, before anybody decides; `plan_of` makes a plan of it, or refuses."""
+
+    base: BaseModel
+    candidates: tuple[Candidate, ...]
+    apart: IncompatibleError | None
+    """Those that can be served are known to belong to different bases."""
+
+    @property
+    def chosen(self) -> tuple[Candidate, ...]:
+        """Without those that only a pattern brought, and that can't be served."""
+        return tuple(c for c in self.candidates if not (c.by_pattern and c.found.problems))
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Why adapters that a pattern matched are left out."""
+        return tuple(
+            f"{c.label}: {'; '.join(problem.text for problem in c.found.problems)}"
+            for c in self.candidates
+            if c.by_pattern and c.found.problems
+        )
+
+
+def survey(
     store: Store,
     wanted: Sequence[str],
     *,
     base: str | None = None,
+    extra: Sequence[str] = (),
+    everything: bool = False,
+    checked: Callable[[], None] = lambda: None,
+) -> Survey:
+    """Resolves and checks the adapters `wanted`; `checked` is called after each.
+
+    A word of `wanted` with `*` or `?` in it, and `everything`, mean all names of the store that match.
+
+    Raises:
+        NotFoundError: names that aren't in the store, or a base that isn't on this machine.
+    """
+    matched = _matched(store, ["*"] if everything else [w for w in wanted if is_pattern(w)])
+    resolved = _resolve(store, [word for word in wanted if not is_pattern(word)])
+    by_pattern = {names for names in matched if names not in resolved}
+    resolved |= matched
+    if not resolved:
+        raise NotFoundError(
+            "No adapter matches.", why=f"Wanted: {' '.join(wanted) or 'all'}.", hint="adapterhub ls"
+        )
+    model = _find_base(store, list(resolved.values()), base)
+    candidates = []
+    for names, adapter in resolved.items():
+        found = check(store, adapter, names[0], model, extra)
+        candidates.append(Candidate(names, adapter, found, names in by_pattern))
+        checked()
+    result = Survey(model, tuple(candidates), None)
+    try:
+        shared_base(store, [candidate.adapter for candidate in result.chosen])
+    except IncompatibleError as error:
+        return replace(result, apart=error)
+    return result
+
+
+def plan_of(
+    store: Store,
+    found: Survey,
+    *,
     host: str = "127.0.0.1",
     port: int = 8000,
     dtype: str = "auto",
@@ -198,72 +274,46 @@ def make_plan(
     allow_mismatch: bool = False,
     direct: bool = False,
     places: Places = Places(),
-    everything: bool = False,
-    checked: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Resolves, checks and numbers the adapters `wanted`; `checked` is called after each.
-
-    A word of `wanted` with `*` or `?` in it, and `everything`, mean all names of the store that match. Of these, those that
-    can't be served on the base are left out (`Plan.skipped`); one that is named must be servable.
+    """The plan of what was found.
 
     Raises:
-        NotFoundError: names that aren't in the store, or a base that isn't on this machine.
         IncompatibleError: an adapter doesn't fit the base, or they belong to different ones (unless allowed).
         UnsupportedError: an adapter that vLLM can't honour.
     """
-    matched = _matched(store, ["*"] if everything else [w for w in wanted if is_pattern(w)])
-    resolved = _resolve(store, [word for word in wanted if not is_pattern(word)])
-    found_by_pattern = {names for names in matched if names not in resolved}
-    resolved |= matched
-    if not resolved:
-        raise NotFoundError(
-            "No adapter matches.", why=f"Wanted: {' '.join(wanted) or 'all'}.", hint="adapterhub ls"
-        )
-    model = _find_base(store, list(resolved.values()), base)
-    problems: list[Problem] = []
-    served = []
-    skipped: list[str] = []
-    for names, adapter in resolved.items():
-        found = check(store, adapter, names[0], model, extra)
-        checked()
-        if found.problems and names in found_by_pattern:
-            skipped.append(f"{names[0]}: {'; '.join(problem.text for problem in found.problems)}")
-            continue
-        problems += found.problems
-        served.append((names, adapter, found))
-    resolved = {names: adapter for names, adapter, _ in served}
+    model, served = found.base, found.chosen
     if not served:
         raise IncompatibleError(
-            f"None of the {len(skipped)} adapters that match can be served on {model.label}.",
-            why="\n  ".join(skipped[:20]),
+            f"None of the {len(found.skipped)} adapters that match can be served on {model.label}.",
+            why="\n  ".join(found.skipped[:20]),
             hint="Choose another base with --base.",
         )
+    problems = [problem for candidate in served for problem in candidate.found.problems]
     between: tuple[str, ...] = ()
-    try:
-        adapters = list(resolved.values())
-        between = shared_base(store, adapters, allow_mismatch=allow_mismatch).overridden
-    except IncompatibleError:
-        # The plainer message, unless there is more to say than that.
-        if all(problem.kind == "unfit" for problem in problems):
-            raise
-    refuse(problems, [names[0] for names in resolved], allow_mismatch=allow_mismatch)
-    taken = {name for names in resolved for name in names}
+    if found.apart is not None and allow_mismatch:
+        adapters = [candidate.adapter for candidate in served]
+        between = shared_base(store, adapters, allow_mismatch=True).overridden
+    # The plainer message, unless there is more to say than that.
+    elif found.apart is not None and all(problem.kind == "unfit" for problem in problems):
+        raise found.apart
+    refuse(problems, [candidate.label for candidate in served], allow_mismatch=allow_mismatch)
+    taken = {name for candidate in served for name in candidate.names}
     return Plan(
         base=model,
         base_name=str(model.path) if model.label in taken else model.label,
         adapters=tuple(
             ServedAdapter(
-                digest=adapter.digest,
-                names=names,
-                path=store.view(adapter.digest),
-                rank=found.rank,
-                modules=f"{found.verdict.modules_found}/{found.verdict.modules_total}",
-                fingerprint=found.verdict.fingerprint,
-                remarks=found.remarks,
-                overridden=found.misfits or between,
-                size=found.size,
+                digest=candidate.adapter.digest,
+                names=candidate.names,
+                path=store.view(candidate.adapter.digest),
+                rank=candidate.found.rank,
+                modules=candidate.found.modules,
+                fingerprint=candidate.found.verdict.fingerprint,
+                remarks=candidate.found.remarks,
+                overridden=candidate.found.misfits or between,
+                size=candidate.found.size,
             )
-            for names, adapter, found in served
+            for candidate in served
         ),
         host=host,
         port=port,
@@ -272,8 +322,22 @@ def make_plan(
         extra=tuple(extra),
         direct=direct,
         places=places,
-        skipped=tuple(skipped),
+        skipped=found.skipped,
     )
+
+
+def make_plan(
+    store: Store,
+    wanted: Sequence[str],
+    *,
+    base: str | None = None,
+    extra: Sequence[str] = (),
+    everything: bool = False,
+    **fields: Any,
+) -> Plan:
+    """`survey` and `plan_of` in one: the plan, or what speaks against it. `fields` are those of `plan_of`."""
+    found = survey(store, wanted, base=base, extra=extra, everything=everything)
+    return plan_of(store, found, extra=extra, **fields)
 
 
 def is_pattern(word: str) -> bool:

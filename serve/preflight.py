@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Literal
 
-from adapterhub.base import BaseModel, Verdict, counterpart
+from adapterhub.base import BaseModel, Comparison, Verdict, counterpart
 from adapterhub.chat_template import FILE_NAME, Template, digest_of_template, template_in
 from adapterhub.errors import AdapterHubError, FormatError, IncompatibleError, UnsupportedError
 from adapterhub.fitting import examine, trained_template
@@ -66,6 +66,14 @@ class Checked:
     misfits: tuple[str, ...]
     """Why it doesn't fit the base, which --allow-mismatch allows."""
     size: Size
+    kind: str
+    template: Comparison
+    """Whether it was trained with the chat template it will be asked through."""
+
+    @property
+    def modules(self) -> str:
+        """How many of its modules the base has."""
+        return f"{self.verdict.modules_found}/{self.verdict.modules_total}"
 
 
 def check(
@@ -91,7 +99,16 @@ def check(
     if found.template == "different" and (brought := brought_template(store, adapter)):
         remarks.append(f"it brings its template; to serve with that:  -- --chat-template {brought}")
     size = Size(facts.parameters, frozenset(facts.targets))
-    return Checked(rank, found.verdict, tuple(problems), tuple(remarks), found.misfits, size)
+    return Checked(
+        rank,
+        found.verdict,
+        tuple(problems),
+        tuple(remarks),
+        found.misfits,
+        size,
+        facts.kind,
+        found.template,
+    )
 
 
 def unsupported_by_vllm(facts: AdapterFacts) -> list[str]:

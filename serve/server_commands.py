@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adapterhub.cli.command import Context, command, require_extra
-from adapterhub.errors import ExitCode, ExternalToolError, IncompatibleError, UsageError
-from adapterhub.words import short
+from adapterhub.errors import ExitCode, ExternalToolError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.serve.client import Running
-    from adapterhub.serve.preflight import Problem
     from adapterhub.serve.verify import Report
-    from adapterhub.store import Resolved
 
 app = typer.Typer(
     help="Look into running servers and change what they serve.",
@@ -28,7 +22,8 @@ app = typer.Typer(
 
 COLUMNS = ("name", "version", "share", "loaded", "requests", "pinned")
 
-_MOST_SHARE = 1e6
+_LOOK_SECONDS = 0.2
+_MOST_LINES = 10_000  # that a log grows by between two looks
 
 Which = Annotated[
     str | None,
@@ -49,6 +44,7 @@ Alias = Annotated[str, typer.Argument(metavar="NAME", help="A name the server an
 def server_ls(ctx: Context, which: Which = None) -> ExitCode:
     """List the running servers, and what each serves."""
     from adapterhub.serve.client import servers, the_server
+    from adapterhub.serve.status import rows
 
     running = [the_server(ctx.store, which)] if which else servers(ctx.store)
     if not running:
@@ -69,7 +65,7 @@ def server_ls(ctx: Context, which: Which = None) -> ExitCode:
             f"{document['url']}  {document['state']}: {document['base']['name']}, {document['loaded']} of at most"
             f" {document['capacity']} adapters loaded  ({document['run']})"
         )
-        ctx.out.table(_rows(document), COLUMNS, ids="name")
+        ctx.out.table(rows(document), COLUMNS, ids="name")
     return code
 
 
@@ -83,19 +79,12 @@ def server_add(
     allow_mismatch: Allowed = False,
 ) -> None:
     """Serve more adapters, without a pause for the others."""
+    from adapterhub.serve import changes
     from adapterhub.serve.client import the_server
-    from adapterhub.serve.naming import public_names
 
     server = the_server(ctx.store, which)
-    resolved = [
-        (public_names(name, found), found) for name in names for found in [ctx.store.resolve(name)]
-    ]
-    _check(ctx, server, {labels[0]: adapter for labels, adapter in resolved}, allow_mismatch)
-    rows = [
-        server.change("add", name=labels[0], targets=[{"digest": adapter.digest}])
-        for labels, adapter in resolved
-    ]
-    ctx.out.table([_said(row) for row in rows], ("name", "versions"), ids="name")
+    rows = changes.add(ctx.store, server, names, allow_mismatch=allow_mismatch, remark=ctx.out.warn)
+    ctx.out.table(rows, ("name", "versions"), ids="name")
 
 
 @command
@@ -117,22 +106,23 @@ def server_update(
 
     The new version is loaded first; requests under way keep the one they began with.
     """
+    from adapterhub.serve import changes
     from adapterhub.serve.client import the_server
 
     server = the_server(ctx.store, which)
-    wanted = [_share(word) for word in to or [name]]
-    resolved = [(word, ctx.store.resolve(word), share) for word, share in wanted]
-    _check(ctx, server, {word: adapter for word, adapter, _ in resolved}, allow_mismatch)
-    targets = [{"digest": adapter.digest, "weight": share} for _, adapter, share in resolved]
-    ctx.out.record(_said(server.change("update", name=name, targets=targets)), ids=("name",))
+    done = changes.update(
+        ctx.store, server, name, to or [], allow_mismatch=allow_mismatch, remark=ctx.out.warn
+    )
+    ctx.out.record(done, ids=("name",))
 
 
 @command
 def server_rollback(ctx: Context, name: Alias, which: Which = None) -> None:
     """Let a served name mean what it meant before. Again: what it meant before that."""
+    from adapterhub.serve import changes
     from adapterhub.serve.client import the_server
 
-    ctx.out.record(_said(the_server(ctx.store, which).change("rollback", name=name)), ids=("name",))
+    ctx.out.record(changes.rollback(the_server(ctx.store, which), name), ids=("name",))
 
 
 @command
@@ -144,11 +134,12 @@ def server_rm(
     which: Which = None,
 ) -> None:
     """Stop serving names. Requests under way are answered to their end."""
+    from adapterhub.serve import changes
     from adapterhub.serve.client import the_server
 
     server = the_server(ctx.store, which)
-    rows = [server.change("remove", name=name) for name in names]
-    ctx.out.table([_said(row) for row in rows], ("name", "versions"), ids="name")
+    rows = [changes.remove(server, name) for name in names]
+    ctx.out.table(rows, ("name", "versions"), ids="name")
 
 
 @command
@@ -190,10 +181,11 @@ def server_chat(
 ) -> None:
     """Ask a running server, through the door and with its own template."""
     from adapterhub.serve.client import the_server
+    from adapterhub.serve.naming import BASE
     from adapterhub.serve.questions import ask
 
     server = the_server(ctx.store, which)
-    if name == "base":
+    if name == BASE:
         name = server.status()["base"]["name"]
     question = sys.stdin.read() if prompt is None else prompt
     if not question.strip():
@@ -216,24 +208,22 @@ def server_logs(
 ) -> None:
     """Print the engine's log."""
     from adapterhub.serve.client import SERVER_FILE, the_server
+    from adapterhub.tail import Tail
 
     server = the_server(ctx.store, which)
-    log = server.folder / "vllm.log"
-    with log.open(errors="replace") as file:
-        found = file.read().splitlines()[-lines:] if lines > 0 else []
-        if ctx.out.mode == "json":
-            ctx.out.record({"log": str(log), "lines": found})
-            return
+    tail = Tail(server.folder / "vllm.log")
+    found = tail.new(lines)
+    if ctx.out.mode == "json":
+        ctx.out.record({"log": str(tail.log), "lines": found})
+        return
+    while True:
         for line in found:
             ctx.out.piece(f"{line}\n")
-        while follow:
-            line = file.readline()
-            if line:
-                ctx.out.piece(line)
-            elif not (server.folder / SERVER_FILE).exists():
-                break
-            else:
-                time.sleep(0.2)
+        ended = not (server.folder / SERVER_FILE).exists()
+        if not follow or (ended and not found):
+            return
+        time.sleep(_LOOK_SECONDS)
+        found = tail.new(_MOST_LINES)
 
 
 @command
@@ -242,7 +232,7 @@ def server_stop(ctx: Context, which: Which = None) -> None:
     from adapterhub.serve.client import the_server
 
     server = the_server(ctx.store, which)
-    os.kill(server.pid, signal.SIGTERM)
+    server.stop()
     with ctx.out.progress(f"Stopping {server.url} (seconds)") as bar:
         while any(lease.pid == server.pid for lease in ctx.store.leases.live()):
             time.sleep(0.2)
@@ -267,77 +257,6 @@ def server_key(
 
     key, entry = new_key(tenant, adapters or ["*"])
     ctx.out.record({"key": key, "entry": entry}, ids=("key",))
-
-
-def _rows(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """A line for each version an alias means."""
-    return [
-        {
-            "name": alias["name"],
-            "version": short(target["digest"]),
-            "share": share,
-            **document["versions"][target["digest"]],
-        }
-        for alias in document["aliases"]
-        for target, share in zip(alias["targets"], _shares(alias), strict=True)
-    ]
-
-
-def _shares(alias: dict[str, Any]) -> list[str]:
-    """Of the requests, in the order of the targets."""
-    weights = [target["weight"] for target in alias["targets"]]
-    return ["all"] if len(weights) == 1 else [f"{one / sum(weights):.0%}" for one in weights]
-
-
-def _said(alias: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": alias["name"],
-        "versions": [
-            short(target["digest"]) + ("" if share == "all" else f" {share}")
-            for target, share in zip(alias["targets"], _shares(alias), strict=True)
-        ],
-    }
-
-
-def _share(word: str) -> tuple[str, float]:
-    """`tone:v2=0.9` -> ("tone:v2", 0.9); without a share, 1."""
-    name, separator, share = word.partition("=")
-    try:
-        weight = float(share) if separator else 1.0
-    except ValueError:
-        weight = -1.0
-    if not 0 < weight <= _MOST_SHARE:
-        raise UsageError(
-            f"'{word}' has no share between 0 and {_MOST_SHARE:,.0f}.",
-            hint="--to tone:v1=0.9 --to tone:v2=0.1",
-        )
-    return name, weight
-
-
-def _check(
-    ctx: Context, server: Running, adapters: dict[str, Resolved], allow_mismatch: bool
-) -> None:
-    """Everything that `serve` checks before it starts, and that the server has room for the rank."""
-    from adapterhub.serve.preflight import attest_overridden, check, refuse
-
-    status = server.status()
-    problems: list[Problem] = []
-    overridden = []
-    for label, adapter in adapters.items():
-        base = ctx.store.base_for(adapter, status["base"]["path"])
-        found = check(ctx.store, adapter, label, base, status["extra"])
-        problems += found.problems
-        if found.rank > status["max_lora_rank"]:
-            raise IncompatibleError(
-                f"{label} has rank {found.rank}; this server was started for {status['max_lora_rank']} at most.",
-                hint=f"Start the server again with --max-rank {found.rank}.",
-            )
-        for remark in found.remarks:
-            ctx.out.warn(f"{label}: {remark}")
-        overridden.append((adapter.digest, base, found.misfits))
-    refuse(problems, list(adapters), allow_mismatch=allow_mismatch)
-    for digest, base, reasons in overridden:
-        attest_overridden(ctx.store, digest, base, reasons)
 
 
 def _told(ctx: Context, report: Report) -> ExitCode:

@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 from adapterhub.errors import ExternalToolError
 from adapterhub.runs import Run
 from adapterhub.serve.client import SERVER_FILE
-from adapterhub.serve.control import Control, control_app
+from adapterhub.serve.control import Control, Traffic, control_app
 from adapterhub.serve.door.app import DoorSettings, door, drain
 from adapterhub.serve.door.engine import VllmEngine
 from adapterhub.serve.door.inlet import MOST_CONNECTIONS, BoundedProtocol, allow_many_connections
@@ -108,6 +108,7 @@ class Session:
         )
         self._engine = VllmEngine(self._upstream)
         self._metrics = Metrics()
+        self._own_metrics = Metrics()
         plan = setup.plan
         self._pool = Pool(
             self._engine,
@@ -141,9 +142,10 @@ class Session:
                 self._supervisor,
                 setup.run,
                 leases,
+                Traffic(self._metrics, self._own_metrics, setup.protection, setup.keys is not None),
             )
             public = self._door(Keys.load(setup.keys, self._said.note), self._metrics)
-            inner = self._door(Keys.load(None), Metrics())
+            inner = self._door(Keys.load(None), self._own_metrics)
             own = control_app(control, inner)
             self._apps = [public, inner]
             public.state.down = True  # answers 503 until all is shown to be well

@@ -28,15 +28,22 @@ def refusal(
             hint="adapterhub recipe init  writes one with every key explained",
         )
     found: Any = document
-    kind: inspect.Type = inspect.type_info(schema)
     for part in re.findall(r"\w+", path):
         found = _inside(found, part)
-        kind = _kind_inside(kind, part)
+    kind = kind_at(schema, path)
     return UsageError(
         f"The recipe's {path or 'document'} is {_quoted(found)}, which can't be taken.",
         why=f"Accepted: {accepted(kind)}.",
         hint=_help(path, kind, found),
     )
+
+
+def kind_at(schema: type[msgspec.Struct], path: str) -> inspect.Type:
+    """The type of the key at `path` (`eval.every`, `data.path[0]`)."""
+    kind: inspect.Type = inspect.type_info(schema)
+    for part in re.findall(r"\w+", path):
+        kind = _kind_inside(kind, part)
+    return kind
 
 
 def accepted(kind: inspect.Type) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import NotFoundError, UsageError
+from adapterhub.runs import RECIPE
 from adapterhub.trainer.finding import SEVERITIES, Finding
 from adapterhub.trainer.history import History
 from adapterhub.trainer.rules import IMPLIED, RULES, RUNNING
@@ -184,7 +185,8 @@ def trainings(store: Store) -> list[Path]:
     """The folders of the trainings recorded here, oldest first."""
     if not store.runs_dir.is_dir():
         return []
-    return sorted(run for run in store.runs_dir.iterdir() if run.name.startswith(_KIND))
+    # One that was refused before it began, or that goes on with an older one, has no recipe.
+    return sorted(run.parent for run in store.runs_dir.glob(f"{_KIND}*/{RECIPE}"))
 
 
 def _adapter(store: Store, text: str, runs: list[Path]) -> Resolved | None:

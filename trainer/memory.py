@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.words import human_size
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LIBRARIES = 600 * 10**6
 """Resident before any model: torch, transformers, peft, trl, datasets and bitsandbytes, on Linux without a GPU."""
+SCIKIT_LEARN = 40 * 10**6
+"""The same of scikit-learn, which transformers imports wherever it is installed; the extra `harness` brings it."""
 CUDA_CONTEXT = 600 * 10**6
 """What the driver's context and cuBLAS' workspaces usually take on a GPU. Not measured here."""
 CUDA_SLACK = 0.1
@@ -265,6 +268,12 @@ def _allocator(device: Device, every_layer: int, peak: int) -> Part:
 def _libraries(device: Device) -> Part:
     if device.kind == "cuda":
         return Part("libraries", CUDA_CONTEXT, "the driver's context and cuBLAS")
+    if find_spec("sklearn"):
+        return Part(
+            "libraries",
+            LIBRARIES + SCIKIT_LEARN,
+            "torch, transformers with scikit-learn, peft, trl",
+        )
     return Part("libraries", LIBRARIES, "torch, transformers, peft, trl")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from adapterhub.trainer.libraries import logged_to
 from adapterhub.trainer.memory import MemoryPlan, for_people, plan_memory
 from adapterhub.trainer.provenance import training_digest
 from adapterhub.trainer.remarks import Remark, remarks
-from adapterhub.words import human_count
+from adapterhub.words import counted, human_count
 
 if TYPE_CHECKING:
     from adapterhub.base import BaseModel
@@ -127,8 +127,15 @@ def print_plan(store: Store, recipe: Recipe, out: Output, *, move: bool = False)
             (out.warn if remark.severity == "warn" else out.note)(remark.text)
 
 
-def make_plan(recipe: Recipe, base: BaseModel, start: Resolved | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    base: BaseModel,
+    start: Resolved | None = None,
+    doing: Callable[[str], object] = lambda _: None,
+) -> Plan:
     """Reads and tokenises the data, and counts parameters on a model without memory; `start` is the adapter to go on with.
+
+    `doing` is told what begins now.
 
     Raises what reading, splitting, masking and `attach` raise: a recipe that plans, trains.
     """
@@ -142,12 +149,15 @@ def make_plan(recipe: Recipe, base: BaseModel, start: Resolved | None = None) ->
     from adapterhub.trainer.train import settled
     from adapterhub.trainer.watch import evaluation_steps
 
+    doing("reading the data")
     corpus = load_corpus(recipe)
+    doing(f"counting the tokens of {counted(len(corpus.rows), 'row')}")
     tokens = tokenize(recipe, corpus, tokenizer_for(corpus, base.path), base.path)
     settled_recipe = settled(recipe, tokens, start)
     device = choose_device()
     sequences = packed_sequences(settled_recipe, tokens.train.rows)
     steps = steps_of(settled_recipe, sequences)
+    doing("counting parameters and memory")
     a_step = recipe.batch_size * recipe.gradient_accumulation
     model = meta_model(settled_recipe, base, steps=steps)
     trainable, total = count_parameters(model)

@@ -70,9 +70,75 @@ class PreviewedRow:
         return not any(piece.trained and not piece.cut for piece in self.pieces)
 
     @property
+    def headline(self) -> str:
+        """Which row it is and what of it counts."""
+        where = f"row {self.row}" + (f" of {self.file}" if self.file else "")
+        answer = f", the {self.answer} answer" if self.answer else ""
+        line = f"{where} ({self.side}{answer}): {self.trained} of {self.tokens} tokens are trained"
+        if self.lost:
+            line += f"; cut after {self.max_length} tokens, {self.lost} are lost"
+            line += ", and nothing is left to train, so the row is left out" if self.dropped else ""
+        return line
+
+    @property
     def record(self) -> dict[str, Any]:
         """As JSON takes it."""
         return {**asdict(self), "lost": self.lost, "dropped": self.dropped}
+
+
+class Preview:
+    """A recipe's rows, read and split once, each tokenised when it is looked at."""
+
+    def __init__(self, recipe: Recipe, base: BaseModel) -> None:
+        """Reads the data. Raises what reading, splitting and masking raise."""
+        self.corpus = load_corpus(recipe)
+        self._tokenizer = tokenizer_for(self.corpus, base.path)
+        self._stop_ids = stop_token_ids(self._tokenizer, base.path)
+        self._length: int | Literal["auto"] = recipe.max_length
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a row is cut to; of `auto` it is told from all rows, once."""
+        if self._length == "auto":
+            rows = _sides(self.corpus.train)
+            self._length = covering_length(
+                encode_whole(self._tokenizer, rows, stop_ids=self._stop_ids)
+            )
+        return self._length
+
+    def count(self, side: Side) -> int:
+        """How many rows there are on a side."""
+        return len(self._side(side))
+
+    def at(self, place: int, side: Side) -> tuple[PreviewedRow, ...]:
+        """The row at a place of its side; a preference is two."""
+        return self.shown(self._side(side)[place], side)
+
+    def shown(self, example: Example, side: Side) -> tuple[PreviewedRow, ...]:
+        """One row as the model will see it; a preference is two."""
+        sides = _sides([example])
+        answers: tuple[Answer, ...] = ("chosen", "rejected") if len(sides) == 2 else (None,)
+        found = []
+        for row, answer in zip(sides, answers, strict=True):
+            encoded = encode(self._tokenizer, row, stop_ids=self._stop_ids)
+            if answer is not None:
+                encoded = last_answer(encoded)
+            found.append(
+                PreviewedRow(
+                    row=row.number,
+                    file=row.file,
+                    side=side,
+                    answer=answer,
+                    pieces=pieces(self._tokenizer, encoded, self.max_length),
+                    tokens=len(encoded.input_ids),
+                    trained=encoded.trained,
+                    max_length=self.max_length,
+                )
+            )
+        return tuple(found)
+
+    def _side(self, side: Side) -> Sequence[Example]:
+        return self.corpus.train if side == "training" else self.corpus.split.held_out
 
 
 def preview_rows(
@@ -88,34 +154,9 @@ def preview_rows(
     Raises NotFoundError for a number that no row has, UsageError when nothing is held out, and what reading, splitting
     and masking raise.
     """
-    corpus = load_corpus(recipe)
-    chosen = _chosen(corpus, count, number, held_out)
-    tokenizer = tokenizer_for(corpus, base.path)
-    stop_ids = stop_token_ids(tokenizer, base.path)
-    length = recipe.max_length
-    if length == "auto":
-        length = covering_length(encode_whole(tokenizer, _sides(corpus.train), stop_ids=stop_ids))
-    found = []
-    for example, side in chosen:
-        sides = _sides([example])
-        answers: tuple[Answer, ...] = ("chosen", "rejected") if len(sides) == 2 else (None,)
-        for row, answer in zip(sides, answers, strict=True):
-            encoded = encode(tokenizer, row, stop_ids=stop_ids)
-            if answer is not None:
-                encoded = last_answer(encoded)
-            found.append(
-                PreviewedRow(
-                    row=row.number,
-                    file=row.file,
-                    side=side,
-                    answer=answer,
-                    pieces=pieces(tokenizer, encoded, length),
-                    tokens=len(encoded.input_ids),
-                    trained=encoded.trained,
-                    max_length=length,
-                )
-            )
-    return tuple(found)
+    preview = Preview(recipe, base)
+    chosen = _chosen(preview.corpus, count, number, held_out)
+    return tuple(row for example, side in chosen for row in preview.shown(example, side))
 
 
 def _chosen(

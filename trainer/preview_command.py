@@ -57,17 +57,6 @@ def preview(
         ctx.out.pieces(coloured(found))
 
 
-def _headline(row: PreviewedRow) -> str:
-    """Which row it is and what of it counts."""
-    where = f"row {row.row}" + (f" of {row.file}" if row.file else "")
-    answer = f", the {row.answer} answer" if row.answer else ""
-    line = f"{where} ({row.side}{answer}): {row.trained} of {row.tokens} tokens are trained"
-    if row.lost:
-        line += f"; cut after {row.max_length} tokens, {row.lost} are lost"
-        line += ", and nothing is left to train, so the row is left out" if row.dropped else ""
-    return line
-
-
 def _plain(found: Sequence[PreviewedRow]) -> Iterable[str]:
     """The legend and the rows with brackets in place of colours: what lies in none is masked."""
     texts = "".join(piece.text for row in found for piece in row.pieces)
@@ -82,7 +71,7 @@ def _plain(found: Sequence[PreviewedRow]) -> Iterable[str]:
                 text += kind[1:] + wanted[:1]
                 kind = wanted
             text += piece.text
-        yield f"{_headline(row)}\n{text}{kind[1:]}"
+        yield f"{row.headline}\n{text}{kind[1:]}"
 
 
 def coloured(found: Sequence[PreviewedRow]) -> list[list[tuple[str, str]]]:
@@ -96,7 +85,7 @@ def coloured(found: Sequence[PreviewedRow]) -> list[list[tuple[str, str]]]:
 
 
 def _coloured(row: PreviewedRow) -> list[list[tuple[str, str]]]:
-    lines: list[list[tuple[str, str]]] = [[(_headline(row), "bold")], []]
+    lines: list[list[tuple[str, str]]] = [[(row.headline, "bold")], []]
     for piece in row.pieces:
         first, *others = piece.text.split("\n")
         style = _style(piece)

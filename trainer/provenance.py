@@ -177,6 +177,7 @@ def provenance_body(finished: Finished, step: int | None = None) -> dict[str, An
         "evaluations": [{"step": e.step, "loss": e.score.loss} for e in history.evaluations],
         "epochs": round(history.epochs, 4),
         "seconds": round(history.seconds, 1),
+        "peak_memory": history.memory or None,
         "metrics": metrics(history, at),
         "versions": versions(),
         "hardware": hardware(finished.device) | {"processes": finished.processes},

@@ -115,7 +115,7 @@ class Ranks:
 class SilentRun(Run):
     """The run as every process but the first sees it: a folder, of which it tells nothing."""
 
-    def event(self, what: str, **fields: object) -> None:
+    def event(self, what: str, /, **fields: object) -> None:
         """Nothing."""
 
 

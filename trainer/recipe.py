@@ -155,15 +155,25 @@ def load_recipe(
     A relative path in the file, or a `base` that is a folder, is taken from the recipe's own folder; a typed one stays as
     typed. Raises NotFoundError (no such file) and UsageError (anything wrong in it).
     """
-    from adapterhub.trainer.foreign import tool_of
-
     if path.is_dir():
         raise UsageError(f"{path} is a folder, not a recipe.", hint="Name the YAML file in it.")
     if not path.is_file():
         raise NotFoundError(
             f"There is no recipe {path}.", hint=f"adapterhub recipe init {path}  writes one"
         )
-    document = parse_yaml(path.read_bytes(), path.name)
+    return read_recipe(path.read_bytes(), path, overrides, sets)
+
+
+def read_recipe(
+    text: str | bytes,
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> Recipe:
+    """As `load_recipe`, of a text that is (or will be) the file `path`."""
+    from adapterhub.trainer.foreign import tool_of
+
+    document = parse_yaml(text, path.name)
     if not isinstance(document, dict):
         raise UsageError(
             f"{path.name} must hold keys and values.", why=f"It is a {type(document).__name__}."
@@ -175,9 +185,26 @@ def load_recipe(
             hint=f"adapterhub recipe import {path} -o recipe.yaml",
         )
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    typed = [*given, *(text.partition("=")[0].strip() for text in sets)]
+    typed = [*given, *(one.partition("=")[0].strip() for one in sets)]
     changed = apply_overrides(_length_from({**document, **given}, given), sets)
     return _located(parse_recipe(changed), path.parent, typed)
+
+
+def anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with every path absolute, so that it says the same wherever it is read."""
+
+    def whole(path: str) -> str:
+        return path if "://" in path else str(Path(path).absolute())
+
+    data = recipe.data
+    paths = whole(data.path) if isinstance(data.path, str) else [whole(path) for path in data.path]
+    replay = data.replay and msgspec.structs.replace(data.replay, path=whole(data.replay.path))
+    return msgspec.structs.replace(
+        recipe,
+        base=whole(recipe.base) if Path(recipe.base).is_dir() else recipe.base,
+        template=recipe.template and whole(recipe.template),
+        data=msgspec.structs.replace(data, path=paths, replay=replay),
+    )
 
 
 def apply_overrides(document: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from adapterhub.trainer.libraries import logged_to, require_libraries
 from adapterhub.trainer.objectives import objective_of
 from adapterhub.trainer.provenance import NOT_CHOSEN, metrics, training_digest
 from adapterhub.trainer.ranks import SilentRun, here
+from adapterhub.trainer.recipe import anywhere
 from adapterhub.trainer.remarks import remarks
 from adapterhub.words import short
 
@@ -125,7 +126,7 @@ def train(
             hint="Train without --resume; or is the recipe, the data or the base another one now?",
         )
     with (
-        running(store.runs_dir, "train", recipe.document, again=again) as run,
+        running(store.runs_dir, "train", anywhere(recipe).document, again=again) as run,
         logged_to(run.path / "log"),
     ):
         run.event("prepared", training=training)
@@ -224,11 +225,10 @@ def _unfinished(runs: Path, training: str) -> Run | None:
         events = folder / EVENTS
         if (folder / "result.json").exists() or not events.is_file():
             continue
-        # The line is among the first; a file of many thousand events isn't read for it.
+        # The line is near the start; a file of many thousand events isn't read for it.
         with events.open(encoding="utf-8") as file:
-            if any(training in line for _, line in zip(range(5), file, strict=False)):
-                if newest(folder / "scratch") is not None:
-                    return Run(folder.name, folder)
+            if training in file.read(2**16) and newest(folder / "scratch") is not None:
+                return Run(folder.name, folder)
     return None
 
 

@@ -59,6 +59,8 @@ class Course:
     saved: list[int] = field(default_factory=list)
     """Steps whose adapter is in the run's `checkpoints` folder."""
     seconds: float = 0.0
+    memory: int = 0
+    """The most bytes that were in use after a step, as `memory_in_use` tells them; 0 before the first."""
     epochs: float = 0.0
     stopped_early: bool = False
 
@@ -96,6 +98,7 @@ def past(events: Path, step: int) -> Course:
                 del history.losses[told["step"] - 1 :]
                 history.losses.append(told["loss"])
                 history.seconds, history.epochs = told["seconds"], told["epoch"]
+                history.memory = max(history.memory, told.get("memory") or 0)
             case "evaluated":
                 _replace(history.evaluations, Scored(told["step"], _score_of(told)))
             case "saved" if told["step"] not in history.saved:
@@ -315,6 +318,8 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
         history.epochs = float(state.epoch or 0)
         history.seconds = self._earlier + now - self._began
         history.losses.append(loss)
+        memory = memory_in_use()
+        history.memory = max(history.memory, memory)
         left = (state.max_steps - state.global_step) * sum(self._recent) / len(self._recent)
         self._tell(
             "step",
@@ -324,8 +329,9 @@ class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
             learning_rate=logs.get("learning_rate"),
             grad_norm=norm,
             grad_norms=_unclipped(self._groups, norm),
+            tokens=int(tokens),
             tokens_per_second=round(tokens / max(took, 1e-9), 1),
-            memory=memory_in_use(),
+            memory=memory,
             epoch=state.epoch,
             seconds=round(history.seconds, 3),
             eta=round(left, 1),

@@ -80,12 +80,12 @@ def _lines(values: Mapping[str, Any], file: str) -> Iterator[str]:
 
 def _line(key: str, value: object, found: re.Match[str]) -> str:
     """The line of `found` with another value; the comment stays in its column where there is room."""
-    text = f"{found['indent']}{key}: {_plain(value)}"
+    text = f"{found['indent']}{key}: {as_written(value)}"
     comment = (found["comment"] or "").strip()
     return f"{text:<{_COMMENT_COLUMN - 1}} {comment}" if comment else text
 
 
-def _plain(value: object) -> str:
+def as_written(value: object) -> str:
     """The value as YAML on one line."""
     text: str = yaml.dump(
         value,

@@ -1,12 +1,41 @@
-"""Attestations in one line each, for `show`; `show --json` and `show --attestations` have them whole."""
+"""Attestations for `show`: evaluations with their numbers, the rest in a line each.
+
+`show --json` and `show --attestations` have them whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterhub import evaluated
 from adapterhub.manifest import Attestation
 from adapterhub.words import short
+
+_MOST = 8
+"""Evaluations that are told; of the older ones how many there are."""
+
+
+def for_people(attestations: Sequence[Attestation]) -> dict[str, list[dict[str, Any]]]:
+    """Evaluations, the newest first, and everything else that is attested, as `show` prints both."""
+    found = [(item, evaluated.evaluation_of(item)) for item in attestations]
+    evaluations = [one for _, one in reversed(found) if one is not None]
+    told: list[dict[str, Any]] = [
+        {
+            "created": one.created[:19],
+            "on": one.place,
+            "numbers": dict(evaluated.in_words(one)),
+        }
+        for one in evaluations[:_MOST]
+    ]
+    if len(evaluations) > _MOST:
+        told.append({"older": f"{len(evaluations) - _MOST} older ones: --attestations"})
+    rest = [
+        {"type": item.type, "created": item.created[:19], "said": in_a_line(item)}
+        for item, one in found
+        if one is None
+    ]
+    return {**({"evaluations": told} if told else {}), "attestations": rest}
 
 
 def in_a_line(attestation: Attestation) -> str:
@@ -24,8 +53,8 @@ def in_a_line(attestation: Attestation) -> str:
             return f"{short(str(body.get('fingerprint')))} {body.get('repo') or ''} ({body.get('how', 'recorded')})"
         case "eval", "exported":
             return _exported(body)
-        case "eval", _:
-            return _evaluated(body)
+        case "eval", evaluated.PAIR:
+            return evaluated.pair_in_words(body)
         case "template", _:
             return f"chat template {short(str(body.get('digest')))}"
     return ", ".join(f"{key} {value}" for key, value in body.items())
@@ -73,16 +102,6 @@ def _trained(body: Mapping[str, Any]) -> str:
         what = "accuracy" if "accuracy_after" in held_out else "perplexity"
         text += f"; held-out {what} {_number(held_out.get(f'{what}_before'))} -> {_number(held_out.get(f'{what}_after'))}"
     return text
-
-
-def _evaluated(body: Mapping[str, Any]) -> str:
-    result, data = _inner(body, "result"), _inner(body, "data")
-    base = result.get("base_perplexity")
-    than = f" (base {_number(base)})" if base is not None else ""
-    return (
-        f"perplexity {_number(result.get('perplexity'))}{than} on {result.get('rows')} rows of"
-        f" {short(str(data.get('digest')))}"
-    )
 
 
 def _exported(body: Mapping[str, Any]) -> str:

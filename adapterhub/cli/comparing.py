@@ -12,14 +12,12 @@ import typer
 
 from adapterhub.cli.command import Context, command
 from adapterhub.cli.output import clean
-from adapterhub.errors import IncompatibleError
 from adapterhub.words import human_count
 
 if TYPE_CHECKING:  # these load numpy, which must first be told how many threads to take
     from adapterhub.compare.grid import Measure
     from adapterhub.compare.similarity import Comparison, Module, Pair, Selection
     from adapterhub.compare.verdict import Verdict
-    from adapterhub.store import Resolved
 
 _WIDE = 110
 """Columns of a terminal that has room for a whole row of `--modules`."""
@@ -50,42 +48,25 @@ def diff(
     # One BLAS thread: more of them only wait for each other on matrices this small, and change the last digits.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from adapterhub.compare.document import document
-    from adapterhub.compare.similarity import compare
-    from adapterhub.compare.verdict import judge
-    from adapterhub.lora.adapter import all_modules, opened
+    from adapterhub.compare.run import compare_stored
 
-    names = [first, second, *(others or [])]
-    parents = [ctx.store.resolve(name) for name in names]
-    mismatch = _mismatch(ctx, parents)
-    with (
-        opened(ctx.store, parents, "compared", plain=False) as adapters,
-        ctx.out.progress("Comparing", len(all_modules(adapters))) as bar,
-    ):
-        comparison = compare(adapters, exact=exact, done=bar.advance)
-    verdict = judge(comparison, names, mismatch=mismatch)
+    done = compare_stored(
+        ctx.store,
+        [first, second, *(others or [])],
+        ctx.out.progress,
+        exact=exact,
+        warn=ctx.out.warn,
+        note=ctx.out.note,
+    )
+    comparison, verdict = done.comparison, done.verdict
     if ctx.out.mode == "json":
-        digests = [parent.digest for parent in parents]
+        digests = [parent.digest for parent in done.parents]
         ctx.out.record(document(comparison, verdict, digests))
     elif ctx.out.mode == "quiet":
         cosines = [comparison.whole.cosine(pair) for pair in comparison.pairs]
         ctx.out.table([{"cosine": cosine} for cosine in cosines], ("cosine",), ids="cosine")
     else:
         _show(ctx, comparison, verdict, measure, by_module=modules)
-
-
-def _mismatch(ctx: Context, parents: Sequence[Resolved]) -> str:
-    """How the adapters' bases are known to differ; empty where they aren't."""
-    from adapterhub.same_base import shared_base
-
-    try:
-        for remark in shared_base(ctx.store, parents).remarks:
-            ctx.out.note(remark)
-    except IncompatibleError as error:
-        ctx.out.warn(
-            f"{error.what} {error.why} The numbers below compare weights of different models."
-        )
-        return error.why.removesuffix(".")
-    return ""
 
 
 def _show(

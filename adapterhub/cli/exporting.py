@@ -26,6 +26,7 @@ from adapterhub.cli.parameters import (
     with_parameters,
 )
 from adapterhub.errors import UsageError
+from adapterhub.export.options import check_options
 from adapterhub.fsio import typed_path
 from adapterhub.words import human_size
 
@@ -140,12 +141,9 @@ def export(
         raise UsageError(
             "--verify-all and --no-verify contradict each other.", hint="Leave one of them out."
         )
-    if verify_all and quantize == "nf4":
-        raise UsageError(
-            "--verify-all can't be had with --quantize nf4.",
-            why="What is rounded to 4 bits isn't compared with a second computation.",
-            hint="Verify the unquantised export, or leave --verify-all out.",
-        )
+    check_options(
+        quantize, calibrated=calibration is not None, resume=resume, everything=verify_all
+    )
     require_extra("torch", "merge")
     done = _exporting(quantize, calibration, calibration_rows, resume)(
         ctx.store,
@@ -168,7 +166,7 @@ def export(
 
 def _told(done: Exported, parents: Sequence[Resolved], *, words: bool) -> dict[str, Any]:
     """What was written, as a document or for people."""
-    from adapterhub.export.checked import in_words
+    from adapterhub.export.told import in_words
 
     changed, total = done.tensors_changed, done.tensors_total
     view = done.view.record()
@@ -189,32 +187,13 @@ def _exporting(
     quantize: str | None, calibration: Path | None, rows: int, resume: bool
 ) -> Callable[..., Exported]:
     """What exports in the form asked for."""
-    from adapterhub.export.quantize.calibrated import METHODS
     from adapterhub.export.run import export as run_export
 
     if quantize is None or quantize == "nf4":
-        if calibration is not None:
-            raise UsageError(
-                "--calibration is for --quantize gptq and awq.",
-                why="Nothing else looks at rows.",
-                hint="Leave it out.",
-            )
         return partial(run_export, quantize=None if quantize is None else "nf4", resume=resume)
-    method = METHODS.get(quantize)
-    if method is None:
-        raise UsageError(
-            f"'{quantize}' is no way to quantise.", hint="Use --quantize nf4, gptq or awq."
-        )
-    if calibration is None:
-        raise UsageError(
-            f"--quantize {method} needs rows to calibrate with.",
-            hint="Name a file of training data: --calibration rows.jsonl",
-        )
-    if resume:
-        raise UsageError(
-            f"--quantize {method} can't be resumed.", hint="Leave out --resume: it begins anew."
-        )
+    from adapterhub.export.quantize.calibrated import METHODS
     from adapterhub.export.quantize.run import Rows, export_calibrated
 
+    assert calibration is not None, "checked with the options"
     source = Rows(typed_path(str(calibration)), None, rows)
-    return partial(export_calibrated, method=method, rows=source)
+    return partial(export_calibrated, method=METHODS[quantize], rows=source)

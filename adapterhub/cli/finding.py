@@ -11,6 +11,7 @@ from adapterhub.base import BaseRegistry
 from adapterhub.cli.command import Context, command
 from adapterhub.errors import ExitCode, UsageError
 from adapterhub.store.catalogue.belonging import WantedBase, wanted_base
+from adapterhub.store.catalogue.family import drawn
 from adapterhub.store.catalogue.kinship import Affected, Lineage, affected_by
 from adapterhub.store.catalogue.kinship import lineage as family
 from adapterhub.store.catalogue.shapes import fill_shapes
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     import sqlite3
 
     from adapterhub.errors import AdapterHubError
-
-_DEEPEST = 40
-"""Generations drawn; a deeper tree says so."""
 
 
 @command
@@ -44,7 +42,7 @@ def lineage(
     elif dot:
         ctx.out.text("\n".join(_dot(found)))
     else:
-        ctx.out.text("\n".join(_drawn(found)))
+        ctx.out.text("\n".join(drawn(found)))
     gone = [one for one in found.relatives.values() if not one.here]
     if gone:
         ctx.out.note(
@@ -196,45 +194,6 @@ def _family_record(found: Lineage) -> dict[str, Any]:
             for edge in found.edges
         ],
     }
-
-
-def _drawn(found: Lineage) -> Iterator[str]:
-    yield _line(found, found.digest)
-    for title, digests in (
-        ("made from", found.parents(found.digest)),
-        ("made of it", found.children(found.digest)),
-    ):
-        if digests:
-            yield title
-            up = title == "made from"
-            yield from _branches(found, digests, "", {found.digest}, up=up)
-
-
-def _branches(
-    found: Lineage, digests: list[str], margin: str, drawn: set[str], *, up: bool
-) -> Iterator[str]:
-    """A tree of relatives; who was drawn above is named again, without his own."""
-    for place, digest in enumerate(digests, 1):
-        last = place == len(digests)
-        following = found.parents(digest) if up else found.children(digest)
-        again = digest in drawn and following
-        deep = len(margin) >= 3 * _DEEPEST
-        more = " …" if (again or deep) and following else ""
-        yield f"{margin}{'└─ ' if last else '├─ '}{_line(found, digest)}{more}"
-        if not again and not deep:
-            drawn.add(digest)
-            yield from _branches(
-                found, following, margin + ("   " if last else "│  "), drawn, up=up
-            )
-
-
-def _line(found: Lineage, digest: str) -> str:
-    one = found.relatives.get(digest)
-    if one is None:  # beyond the bound of a lineage
-        return f"@{short(digest)}"
-    parts = [one.label, f"@{short(digest)}" if one.names else "", one.made]
-    parts.append("" if one.here else "not in this store")
-    return "  ".join(part for part in parts if part)
 
 
 def _dot(found: Lineage) -> Iterator[str]:

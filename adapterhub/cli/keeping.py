@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +10,13 @@ import typer
 
 from adapterhub.cli.command import Context, command
 from adapterhub.errors import ExitCode, NotFoundError, StoreDamagedError, UsageError
-from adapterhub.settings import duration
 from adapterhub.store.checking import Report, check
-from adapterhub.store.garbage import Collected, Item, Plan, collect, make_plan
+from adapterhub.store.garbage import Collected, Item, collect, make_plan
 from adapterhub.store.reading import Reading
 from adapterhub.store.repair import Mended
 from adapterhub.store.repair import repair as mend
-from adapterhub.words import counted, human_size, short, some
+from adapterhub.store.tidying import graces, reach, size_of, spared, taken
+from adapterhub.words import counted, human_size, short
 
 
 @command
@@ -39,11 +38,7 @@ def gc(
 
     `adapterhub undo` brings it back for as long as the trash keeps it. The defaults are 14d and 30d, or what config.toml says.
     """
-    settings = ctx.store.settings.store
-    keep = duration(settings.grace if grace is None else grace, "for --grace")
-    keep_trash = duration(
-        settings.trash if trash_grace is None else trash_grace, "for --trash-grace"
-    )
+    keep, keep_trash = graces(ctx.store, grace, trash_grace)
     if dry_run:
         plan = make_plan(ctx.store, grace=keep, trash_grace=keep_trash)
         _report(ctx, Collected(plan, None), dry_run=True)
@@ -63,8 +58,8 @@ def _report(ctx: Context, done: Collected, *, dry_run: bool) -> None:
             {
                 "dry_run": dry_run,
                 "trash": done.trash,
-                "bytes": _bytes(plan.garbage),
-                "deleted_bytes": _bytes(plan.deleted),
+                "bytes": size_of(plan.garbage),
+                "deleted_bytes": size_of(plan.deleted),
                 **{
                     part: [_row(item) for item in getattr(plan, part)]
                     for part in ("garbage", "spared", "deleted")
@@ -81,39 +76,10 @@ def _report(ctx: Context, done: Collected, *, dry_run: bool) -> None:
             {**row, "size": human_size(row["size"]), "digest": short(row["digest"])} for row in rows
         ]
         ctx.out.table(shown, ("kind", "digest", "size", "why"))
-    verbs = (
-        ("would go to", "would be deleted for good") if dry_run else ("went to", "deleted for good")
-    )
-    ctx.out.note(
-        f"{counted(len(plan.garbage), 'object')}, {human_size(_bytes(plan.garbage))}: {verbs[0]} the trash."
-        if plan.garbage
-        else "There is no garbage."
-    )
-    if plan.deleted:
-        ctx.out.note(
-            f"{len(plan.deleted)} old trash folders and temporary files,"
-            f" {human_size(_bytes(plan.deleted))}: {verbs[1]}."
-        )
-    for line in _spared(plan):
+    for line in (*taken(plan, done=not dry_run), *spared(plan)):
         ctx.out.note(line)
     if done.trash:
         ctx.out.note("To have it back: adapterhub undo")
-
-
-def _spared(plan: Plan) -> list[str]:
-    """What stays although no name leads to it, by reason."""
-    groups: dict[str, list[Item]] = defaultdict(list)
-    for item in plan.spared:
-        reason = "undo may need it" if item.why.startswith("undo may") else item.why
-        groups[reason].append(item)
-    return [
-        f"spared: {counted(len(items), 'object')}, {human_size(_bytes(items))}, because {reason}"
-        for reason, items in groups.items()
-    ]
-
-
-def _bytes(items: list[Item]) -> int:
-    return sum(item.size for item in items)
 
 
 def _row(item: Item) -> dict[str, Any]:
@@ -168,7 +134,7 @@ def fsck(
         raise UsageError(
             "--from is where --repair looks.", hint="adapterhub fsck --repair --from FOLDER"
         )
-    with ctx.out.progress("Checking the store") as bar:
+    with ctx.out.transfer("Checking the store") as bar:
         report = check(ctx.store, choose.of(ctx.store) if choose else None, bar.advance)
     mended = []
     if repair:
@@ -185,7 +151,7 @@ def fsck(
 
 def _tell(ctx: Context, report: Report, mended: list[Mended], *, mending: str | None) -> None:
     outcomes = {outcome.damage.path: outcome for outcome in mended}
-    rows, paths = [], {damage.path for damage in report.damages}
+    rows, reaches, paths = [], list[str](), {damage.path for damage in report.damages}
     # A repair may have found more: what a lost manifest leads to, for one.
     found = [outcome.damage for outcome in mended if outcome.damage.path not in paths]
     for damage in [*report.damages, *found]:
@@ -202,6 +168,7 @@ def _tell(ctx: Context, report: Report, mended: list[Mended], *, mending: str | 
                 "how": outcome.how if outcome else None,
             }
         )
+        reaches.append(reach(damage.path, touched))
     remarks = [{"what": remark.what, "size": remark.size} for remark in report.remarks]
     counts = {
         "adapters": report.adapters,
@@ -215,14 +182,12 @@ def _tell(ctx: Context, report: Report, mended: list[Mended], *, mending: str | 
     if ctx.out.mode == "quiet":
         ctx.out.table(rows, (), ids="path")
         return
-    for row in rows:
+    for row, reached in zip(rows, reaches, strict=True):
         if row["mended"]:
             ctx.out.note(f"mended: {row['what']}; {row['how']}")
         else:
             what = str(row["what"]).rstrip(".")
-            ctx.out.error(
-                StoreDamagedError(f"{what}.", why=_reach(row), hint=str(row["how"] or ""))
-            )
+            ctx.out.error(StoreDamagedError(f"{what}.", why=reached, hint=str(row["how"] or "")))
     for remark in report.remarks:
         size = f" ({human_size(remark.size)})" if remark.size else ""
         ctx.out.note(f"note: {remark.what}{size}")
@@ -238,15 +203,3 @@ def _tell(ctx: Context, report: Report, mended: list[Mended], *, mending: str | 
         verdict += f", {sum(outcome.mended for outcome in mended)} of them mended"
     checked = f"{counted(report.adapters, 'adapter')}, {counted(report.blobs, 'file')}"
     ctx.out.text(f"{checked}{read}: {verdict}")
-
-
-def _reach(row: dict[str, Any]) -> str:
-    parts = [f"Its place is {row['path']}"]
-    for key, words in (
-        ("names", "it is part of"),
-        ("merges", "these were merged from it"),
-        ("users", "it is in use by"),
-    ):
-        if row[key]:
-            parts.append(f"{words} {some(row[key], 5)}")
-    return "; ".join(parts) + "."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adapterhub.cli.attested import in_a_line
+from adapterhub.cli.attested import for_people
 from adapterhub.cli.command import Context, command
 from adapterhub.formats.peft import NO_BASE
 from adapterhub.store import Entry, Resolved, Store
@@ -33,11 +34,8 @@ def show(
     if ctx.out.mode == "human":
         record = _for_people(record)
         if not attestations:
-            known = ctx.store.attestations(resolved.digest)
-            record["attestations"] = [
-                {"type": item.type, "created": item.created[:19], "said": in_a_line(item)}
-                for item in known
-            ]
+            del record["attestations"]
+            record |= for_people(ctx.store.attestations(resolved.digest))
     ctx.out.record(record, ids=("digest",))
 
 
@@ -78,14 +76,21 @@ def describe(entry: Entry) -> dict[str, Any]:
     }
 
 
-def details(store: Store, resolved: Resolved, *, modules: bool = False) -> dict[str, Any]:
-    """Everything known about an adapter, as `show` prints it: manifest, names, attestations and remarks."""
+def details(
+    store: Store, resolved: Resolved, *, modules: bool = False, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Everything known about an adapter, as `show` prints it: manifest, names, attestations and remarks.
+
+    `names` are its names, where the caller knows them; else every ref of the store is read.
+    """
     manifest = resolved.manifest
     facts = store.facts(resolved)
     record: dict[str, Any] = {
         "name": resolved.label,
         "digest": resolved.digest,
-        "names": [str(name) for name in store.names_of(resolved.digest)],
+        "names": [str(name) for name in store.names_of(resolved.digest)]
+        if names is None
+        else [*names],
         "kind": manifest.kind,
         "base": {
             "repo": manifest.base.repo,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from adapterhub.store.catalogue.search import (
     Found,
     Query,
     damage,
+    labels_of,
     parse_ranks,
     search,
     targets_of,
@@ -26,13 +28,18 @@ if TYPE_CHECKING:
     import sqlite3
 
     from adapterhub.base import BaseRegistry
+    from adapterhub.store.catalogue.measured import Measured
 
 COLUMNS = (
     "name", "digest", "kind", "base", "rank", "alpha", "targets", "size", "added", "revision", "claimed", "fingerprint",
-    "modules", "parameters", "dtype", "content", "event", "method", "license", "match",
+    "modules", "parameters", "dtype", "content", "event", "method", "license", "metric", "score", "match",
 )  # fmt: skip
-"""Everything `--columns` may name; without it, the first nine."""
+"""Everything `--columns` may name beside `eval:MEASURE`; without it, the first nine."""
 _DEFAULT = COLUMNS[:9]
+_MEASURED = "eval:"
+"""Before a measure, as `adapterhub.store.catalogue.measured` keeps them."""
+_ELSEWHERE = "~ "
+"""Before a number on other rows than most adapters were evaluated on."""
 _FIELDS = {"base": "label", "match": "note"}
 _SHOWN: dict[str, Callable[[Any], Any]] = {
     "digest": short,
@@ -84,14 +91,22 @@ def ls(
             help="Not named, served, merged, exported, evaluated or checked for so long.",
         ),
     ] = None,
-    sort: Annotated[str, typer.Option(help="By name, added, size, rank or base.")] = "name",
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="By name, added, size, rank or base; or by what evaluations measured, the best first: eval:perplexity,"
+            " eval:json, eval:forgetting.passed."
+        ),
+    ] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
     columns: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="What to show, in this order.")
+        str | None,
+        typer.Option(metavar="A,B,C", help="What to show, in this order; eval:MEASURE, too."),
     ] = None,
 ) -> ExitCode:
     """List the adapters. What is given must all hold."""
     shown = _columns(columns, with_match=base is not None or fits is not None)
+    keys = [one.removeprefix(_MEASURED) for one in (*shown, sort) if one.startswith(_MEASURED)]
     wanted = Found._fields if ctx.out.mode == "json" else [_field(column) for column in shown]
     problems: list[AdapterHubError] = []
     query = Query(
@@ -102,18 +117,25 @@ def ls(
         method=method,
         parent=None if parent is None else ctx.store.resolve(parent).digest,
         kind=kind,
-        sort=_sort(sort),
-        reverse=reverse,
+        sort="name" if sort.startswith(_MEASURED) else _sort(sort),
+        reverse=reverse and not sort.startswith(_MEASURED),
         **_unused(ctx, unused),
     )
 
+    measured: dict[str, dict[str, Measured]] = {}
+
     def find(db: sqlite3.Connection) -> tuple[list[Found], list[tuple[str, AdapterHubError]]]:
         problems[:] = _read_shapes(ctx, db) if base is not None or fits is not None else []
-        found = search(db, _with_base(ctx, db, query, base), _labels(ctx, db), wanted)
+        found = search(
+            db, _with_base(ctx, db, query, base), labels_of(db, lambda: _bases(ctx)), wanted
+        )
+        measured.update(_measured(db, keys, every=ctx.out.mode == "json"))
         return found, damage(db)
 
     rows, damaged = ctx.catalogue.ask(find)
     problems += [error for _, error in damaged]
+    if sort.startswith(_MEASURED):
+        rows = _best_first(rows, measured[sort.removeprefix(_MEASURED)], reverse=reverse)
     if not rows and not problems:
         asked = any((text, base, fits, target, rank, method, parent, kind, unused))
         ctx.out.note(
@@ -122,9 +144,10 @@ def ls(
             else f"The store at {ctx.catalogue.layout.home} is empty. Add an adapter: adapterhub add FOLDER"
         )
     if ctx.out.mode == "json":
-        ctx.out.table([_record(row) for row in rows], shown)
+        ctx.out.table([_record(row, measured) for row in rows], shown)
     else:
-        ctx.out.table(_cells(rows, shown), shown)
+        ctx.out.table(_cells(rows, shown, measured), shown)
+    _remark_rows(ctx, rows, {key: measured[key] for key in keys})
     for error in problems:
         ctx.out.error(error)
     return ExitCode.DAMAGED if problems else ExitCode.OK
@@ -134,10 +157,64 @@ def _field(column: str) -> str:
     return _FIELDS.get(column, column)
 
 
-def _cells(rows: list[Found], columns: tuple[str, ...]) -> list[dict[str, Any]]:
+def _measured(
+    db: sqlite3.Connection, keys: list[str], *, every: bool
+) -> dict[str, dict[str, Measured]]:
+    """What evaluations measured, by key and digest: of the keys that were asked for, or `every` one there is.
+
+    UsageError where nothing was measured by one of them.
+    """
+    if not keys and not every:
+        return {}
+    from adapterhub.store.catalogue.measured import known_keys, numbers_by, require_known
+
+    for key in keys:
+        require_known(db, key)
+    return {key: numbers_by(db, key) for key in (known_keys(db) if every else keys)}
+
+
+def _best_first(
+    rows: list[Found], numbers: Mapping[str, Measured], *, reverse: bool
+) -> list[Found]:
+    from adapterhub.store.catalogue.measured import best_first
+
+    return [rows[at] for at in best_first([row.digest for row in rows], numbers, reverse=reverse)]
+
+
+def _usual(rows: list[Found], numbers: Mapping[str, Measured]) -> str | None:
+    """The digest of the rows that most of these adapters were measured on, each adapter once."""
+    told = Counter(
+        numbers[digest].scored_on for digest in {row.digest for row in rows} if digest in numbers
+    )
+    return max(told, key=lambda one: (told[one], str(one)), default=None)
+
+
+def _remark_rows(
+    ctx: Context, rows: list[Found], measured: Mapping[str, Mapping[str, Measured]]
+) -> None:
+    """A remark where numbers that stand in one column, or decide the order, are of different rows."""
+    for key, numbers in measured.items():
+        known = {
+            digest: numbers[digest] for digest in {r.digest for r in rows} if digest in numbers
+        }
+        others = len({one.scored_on for one in known.values()}) - 1
+        if others > 0:
+            ctx.out.note(
+                f"{key}: those with {_ELSEWHERE.strip()} are of other rows than most, and don't compare."
+            )
+
+
+def _cells(
+    rows: list[Found],
+    columns: tuple[str, ...],
+    measured: Mapping[str, Mapping[str, Measured]],
+) -> list[dict[str, Any]]:
     """The rows as people read them; always with the name, which -q prints."""
     found: dict[str, list[Any]] = {"name": [row.name for row in rows]}
     for column in columns:
+        if column.startswith(_MEASURED):
+            found[column] = _numbers(rows, measured[column.removeprefix(_MEASURED)])
+            continue
         values = list(map(attrgetter(_field(column)), rows))
         show = _SHOWN.get(column)
         if show is not None:  # each distinct value once: ten thousand adapters have a few sizes
@@ -147,17 +224,27 @@ def _cells(rows: list[Found], columns: tuple[str, ...]) -> list[dict[str, Any]]:
     return [dict(zip(found, cells, strict=True)) for cells in zip(*found.values(), strict=True)]
 
 
+def _numbers(rows: list[Found], numbers: Mapping[str, Measured]) -> list[str | None]:
+    """`6.12 (better, -13.5% (-15 to -12.1))`, marked where it is of other rows than most."""
+    usual = _usual(rows, numbers)
+    told = [numbers.get(row.digest) for row in rows]
+    return [one and ("" if one.scored_on == usual else _ELSEWHERE) + one.words for one in told]
+
+
 def _listed(targets: list[str] | str | None) -> str | None:
     return ", ".join(targets) if isinstance(targets, list) else targets
 
 
-def _record(row: Found) -> dict[str, Any]:
+def _record(row: Found, measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, Any]:
     """One row for programs: everything, whole."""
     record = row._asdict()
     record["targets"] = targets_of(row.targets)
     record["base_label"] = record.pop("label")
     record["match"] = record.pop("note")
     del record["shape"]
+    record["evaluations"] = [
+        numbers[row.digest]._asdict() for numbers in measured.values() if row.digest in numbers
+    ]
     return record
 
 
@@ -166,7 +253,7 @@ def _columns(text: str | None, *, with_match: bool) -> tuple[str, ...]:
         return (*_DEFAULT, "match") if with_match else _DEFAULT
     columns = tuple(part.strip() for part in text.split(",") if part.strip())
     for column in columns:
-        if column not in COLUMNS:
+        if column not in COLUMNS and not column.startswith(_MEASURED):
             raise UsageError(
                 f"There is no column '{column}'.",
                 why=did_you_mean(column, COLUMNS),
@@ -182,7 +269,7 @@ def _sort(text: str) -> str:
         raise UsageError(
             f"Adapters can't be sorted by '{text}'.",
             why=did_you_mean(text, SORTS),
-            hint="--sort takes " + ", ".join(SORTS),
+            hint="--sort takes " + ", ".join(SORTS) + ", or eval:MEASURE, such as eval:perplexity",
         )
     return text
 
@@ -217,18 +304,3 @@ def _with_base(ctx: Context, db: sqlite3.Connection, query: Query, text: str | N
     from adapterhub.store.catalogue.belonging import wanted_base
 
     return replace(query, base=wanted_base(db, _bases(ctx), text))
-
-
-def _labels(ctx: Context, db: sqlite3.Connection) -> dict[str, str]:
-    """What the bases of this machine are called, by fingerprint, where an adapter doesn't claim one itself."""
-    if (
-        db.execute(
-            "SELECT 1 FROM adapters WHERE base ISNULL AND fingerprint NOTNULL LIMIT 1"
-        ).fetchone()
-        is None
-    ):
-        return {}
-    return {
-        record["fingerprint"]: str(record["repo"] or record["path"].rpartition("/")[2])
-        for record in reversed(_bases(ctx).records())
-    }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,8 @@ from typer.core import TyperGroup
 
 from adapterhub.cli.output import Output
 from adapterhub.cli.quick import Quick, QuickCommand
-from adapterhub.errors import ExitCode, UsageError
+from adapterhub.errors import AdapterHubError, ExitCode, UsageError
+from adapterhub.process import HERE
 
 if TYPE_CHECKING:  # only a command that isn't of the core needs to be looked for
     from importlib.metadata import EntryPoint
@@ -52,6 +54,9 @@ _CORE: dict[str, tuple[str, str]] = {
     "data": ("Train and evaluate", "adapterhub.cli.datasets:app"),
     "eval": ("Train and evaluate", "adapterhub.cli.evaluating:evaluate"),
     "chat": ("Train and evaluate", "adapterhub.cli.chatting:chat"),
+    "ps": ("Serve and watch", "adapterhub.cli.watching:ps"),
+    "logs": ("Serve and watch", "adapterhub.cli.watching:logs"),
+    "stop": ("Serve and watch", "adapterhub.cli.watching:stop"),
 }
 _PANELS = {
     "train": "Train and evaluate",
@@ -68,6 +73,13 @@ class _Group(Quick, TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         words = list(sys.argv[1:] if args is None else args)
+        HERE.words = tuple(words)
+        try:
+            return self._main(words, *rest, **extra)
+        finally:
+            HERE.words = ()
+
+    def _main(self, words: list[str], *rest: Any, **extra: Any) -> Any:
         if words[:1] == ["fsck"]:  # an option whose value may be left out, which typer doesn't know
             words = ["--read-data=all" if word == "--read-data" else word for word in words]
         if "--json" not in words or not extra.get("standalone_mode", True):
@@ -123,12 +135,44 @@ def main() -> None:
             stream.reconfigure(
                 errors="backslashreplace"
             )  # a terminal in another encoding is no reason to fail
-    typed = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     completing = "_ADAPTERHUB_COMPLETE" in os.environ
+    if len(sys.argv) == 1 and not completing and _opens_the_screen():
+        sys.argv.append("tui")
+    typed = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     known = (
         {*_CORE, *(point.name for point in _outside())} if typed and typed not in _CORE else _CORE
     )
-    build(typed if typed in known and not completing else None)(prog_name="adapterhub")
+    with _given_run():
+        build(typed if typed in known and not completing else None)(prog_name="adapterhub")
+
+
+@contextmanager
+def _given_run() -> Iterator[None]:
+    """Where another process started this one as a run, what the command says is told to that."""
+    if "ADAPTERHUB_RUN" not in os.environ:
+        yield
+        return
+    from adapterhub.handover import taken_over
+
+    with ExitStack() as stack:
+        try:
+            Output.listener = stack.enter_context(taken_over())
+        except AdapterHubError as error:  # before any command has begun
+            Output("json" if "--json" in sys.argv else "human").error(error)
+            sys.exit(int(error.exit_code))
+        yield
+
+
+def _opens_the_screen() -> bool:
+    """Whether `adapterhub` alone opens the terminal UI: where there is one, and a terminal. Else it prints its help."""
+    from importlib.util import find_spec
+
+    on_terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    return (
+        on_terminal
+        and find_spec("textual") is not None
+        and any(point.name == "tui" for point in _outside())
+    )
 
 
 def _outside() -> list[EntryPoint]:

@@ -13,8 +13,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import IO, Any, Literal, Protocol
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import IO, Any, ClassVar, Literal, Protocol
 
 from adapterhub.errors import AdapterHubError, UsageError
 from adapterhub.words import human_size
@@ -61,8 +61,21 @@ class Progress(Protocol):
         """Says what is being done now."""
 
 
+class Listener(Protocol):
+    """Who hears what a command that nobody watches has to say."""
+
+    def tell(self, value: object, text: str) -> None:
+        """The data, and the same as JSON."""
+
+    def fail(self, error: AdapterHubError) -> None:
+        """An error."""
+
+
 class Output:
     """Prints what a command has to say, in one of three modes."""
+
+    listener: ClassVar[Listener | None] = None
+    """Takes data in place of stdout, and leaves stderr to people, where this process works on somebody's run."""
 
     def __init__(
         self, mode: Mode = "human", *, stdout: IO[str] | None = None, stderr: IO[str] | None = None
@@ -169,7 +182,9 @@ class Output:
 
     def error(self, error: AdapterHubError) -> None:
         """What happened, why, and what to type next."""
-        if self.mode == "json":
+        if self.listener is not None:
+            self.listener.fail(error)
+        elif self.mode == "json":
             body = {
                 "what": error.what,
                 "why": error.why,
@@ -183,32 +198,21 @@ class Output:
             if part:
                 self._say("  ", part)
 
-    @contextmanager
     def progress(
         self,
         description: str,
         total: float | None = None,
         *,
         above: Callable[[int], Sequence[str]] | None = None,
-    ) -> Iterator[Progress]:
+    ) -> AbstractContextManager[Progress]:
         """Shows work of `total` units while the block runs; on a terminal under the lines of `above(its width)`."""
-        if self.mode == "human" and self._stderr.isatty():
-            with self._drawing() as console, _bar(console, description, total, above=above) as bar:
-                yield bar
-        else:
-            yield _Lines(self, description)
+        return self._working(description, total, "", above)
 
-    @contextmanager
-    def transfer(self, description: str, total: float | None = None) -> Iterator[Progress]:
+    def transfer(
+        self, description: str, total: float | None = None
+    ) -> AbstractContextManager[Progress]:
         """As `progress`, in bytes: with how many a second, and the time left."""
-        if self.mode == "human" and self._stderr.isatty():
-            with (
-                self._drawing() as console,
-                _bar(console, description, total, transfer=True) as bar,
-            ):
-                yield bar
-        else:
-            yield _Bytes(self, description, total)
+        return self._working(description, total, "bytes")
 
     def confirm(self, question: str, *, yes: bool, flag: str = "--yes") -> None:
         """Asks before something is destroyed; off a terminal refuses unless `yes`, naming the flag."""
@@ -238,7 +242,11 @@ class Output:
     # How
 
     def _print_json(self, value: object) -> None:
-        self._line(to_json(value, indent=2))
+        text = to_json(value, indent=2)
+        if self.listener is not None:
+            self.listener.tell(value, text)
+        else:
+            self._line(text)
 
     def _line(self, text: str) -> None:
         self._stdout.write(text + "\n")
@@ -301,6 +309,29 @@ class Output:
                 *(Text(clean(_shown(row.get(column)), keep_newlines=True)) for column in columns)
             )
         self._console(self._stdout).print(table)
+
+    @contextmanager
+    def _working(
+        self,
+        description: str,
+        total: float | None,
+        unit: Literal["", "bytes"],
+        above: Callable[[int], Sequence[str]] | None = None,
+    ) -> Iterator[Progress]:
+        from adapterhub.progress import told
+
+        transfer = unit == "bytes"
+        with ExitStack() as stack:
+            bar: Progress
+            if self.mode == "human" and self._stderr.isatty():
+                console = stack.enter_context(self._drawing())
+                drawn = _bar(console, description, total, transfer=transfer, above=above)
+                bar = stack.enter_context(drawn)
+            elif transfer:
+                bar = _Bytes(self, description, total)
+            else:
+                bar = _Lines(self, description, total)
+            yield stack.enter_context(told(bar, description, total, unit))
 
     @contextmanager
     def _drawing(self) -> Iterator[Any]:
@@ -366,9 +397,10 @@ class _Lines:
 
     _SECONDS = 10.0
 
-    def __init__(self, out: Output, description: str) -> None:
+    def __init__(self, out: Output, description: str, total: float | None) -> None:
         self._out = out
         self._description = description
+        self._total = total
         self._done = 0.0
         self._last = time.monotonic()
         out.note(f"{description} …")
@@ -384,15 +416,15 @@ class _Lines:
         self._description = text
 
     def _said(self, extra: str) -> str:
-        return f"{self._description}: {self._done:g}{extra}"
+        of = "" if self._total is None else f" of {self._total:g}"
+        return f"{self._description}: {round(self._done, 1):g}{of}{extra}"
 
 
 class _Bytes(_Lines):
     """As `_Lines`, in bytes."""
 
     def __init__(self, out: Output, description: str, total: float | None) -> None:
-        super().__init__(out, description)
-        self._total = total
+        super().__init__(out, description, total)
         self._began = self._last
 
     def _said(self, extra: str) -> str:

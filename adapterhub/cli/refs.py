@@ -24,10 +24,16 @@ def tag(
     move: Annotated[
         bool, typer.Option("--move", help="Move the new name if another adapter has it.")
     ] = False,
+    without_gates: Annotated[
+        bool,
+        typer.Option(
+            "--without-gates", help="Though config.toml asks for evaluations; this is recorded."
+        ),
+    ] = False,
 ) -> None:
     """Give an adapter another name or tag."""
     resolved, name = ctx.store.resolve(source), parse_name(target)
-    created = ctx.store.tag(resolved, name, move=move)
+    created = ctx.store.tag(resolved, name, move=move, without_gates=without_gates)
     if not created:
         ctx.out.note(f"{name} was this adapter already; nothing changed")
     ctx.out.record(
@@ -51,6 +57,9 @@ def rm(
         if not found:
             ctx.store.refs.require(name)
         targets += [entry for entry in found if entry not in targets]
+    if not yes:
+        for consequence in _consequences(ctx, targets):
+            ctx.out.note(consequence)
     ctx.out.confirm(f"Remove {', '.join(map(str, targets))}?", yes=yes)
     removed = ctx.store.remove(targets)
     for name, digest in removed:
@@ -59,6 +68,12 @@ def rm(
     ctx.out.table(
         [{"name": str(name), "digest": digest} for name, digest in removed], ("name", "digest")
     )
+
+
+def _consequences(ctx: Context, names: list[Name]) -> tuple[str, ...]:
+    from adapterhub.store.consequences import of_removing
+
+    return ctx.catalogue.ask(lambda db: of_removing(ctx.store, db, names)).words
 
 
 @command

@@ -84,18 +84,26 @@ def worst_pair(
     return max(found, key=lambda item: measure.badness(item[1]), default=None)
 
 
-def grid(comparison: Comparison, measure: Measure) -> Grid:
-    """The measure by layers and kinds of modules; of more than two adapters, the worst pair's."""
+@dataclass(frozen=True)
+class Layout:
+    """Which modules are in which cell: `rows` are the layers in order, (label, the modules of each column)."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[Module, ...], ...]], ...]
+    total: tuple[tuple[Module, ...], ...]
+    """By column, over all layers."""
+    outside: tuple[Module, ...]
+    """Those that belong to no layer."""
+
+
+def layout(comparison: Comparison) -> Layout:
+    """The modules by layers and kinds."""
     layered = [module for module in comparison.modules if module.place.layer is not None]
     columns = columns_of(module.place for module in layered)
     stacks = stack_names({module.place.stack for module in layered})
 
-    def value(modules: Sequence[Module]) -> float | None:
-        worst = worst_pair(measure, Selection(modules), comparison.pairs)
-        return None if worst is None else worst[1]
-
-    def row(members: Sequence[Module]) -> tuple[float | None, ...]:
-        return tuple(value([m for m in members if m.place.inner == inner]) for inner in columns)
+    def row(members: Sequence[Module]) -> tuple[tuple[Module, ...], ...]:
+        return tuple(tuple(m for m in members if m.place.inner == inner) for inner in columns)
 
     layers: dict[tuple[str, int], list[Module]] = defaultdict(list)
     for module in layered:
@@ -104,9 +112,21 @@ def grid(comparison: Comparison, measure: Measure) -> Grid:
         (f"{stacks[stack]} {layer}".strip(), row(members))
         for (stack, layer), members in sorted(layers.items())
     ]
-    outside = [
-        (module.name, value([module]))
-        for module in comparison.modules
-        if module.place.layer is None
-    ]
-    return Grid(tuple(columns.values()), tuple(rows), row(layered), tuple(outside))
+    outside = [module for module in comparison.modules if module.place.layer is None]
+    return Layout(tuple(columns.values()), tuple(rows), row(layered), tuple(outside))
+
+
+def grid(comparison: Comparison, measure: Measure, where: Layout | None = None) -> Grid:
+    """The measure by layers and kinds of modules; of more than two adapters, the worst pair's."""
+    where = where or layout(comparison)
+
+    def value(modules: Sequence[Module]) -> float | None:
+        worst = worst_pair(measure, Selection(modules), comparison.pairs)
+        return None if worst is None else worst[1]
+
+    return Grid(
+        where.columns,
+        tuple((label, tuple(map(value, cells))) for label, cells in where.rows),
+        tuple(map(value, where.total)),
+        tuple((module.name, value([module])) for module in where.outside),
+    )

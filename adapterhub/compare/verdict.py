@@ -52,17 +52,39 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Advice:
+    """The merge to try first."""
+
+    names: tuple[str, ...]
+    method: str
+    weights: tuple[float, ...] = ()
+    """One an adapter; none for the method's own."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The words that do it."""
+        weights = ",".join(f"{weight:g}" for weight in self.weights)
+        given = ("--weights", weights) if weights else ()
+        return ("adapterhub", "merge", *self.names, "--method", self.method, *given)
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The findings, and the words of the merge to try first, none where no merge is to be recommended."""
+    """The findings, and the merge to try first, none where no merge is to be recommended."""
 
     findings: tuple[Finding, ...]
-    command: tuple[str, ...]
+    advice: Advice | None
     reason: str
-    """Why this command, or why none."""
+    """Why this merge, or why none."""
 
     @property
     def text(self) -> str:
         return " ".join(finding.text for finding in self.findings)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The words of the merge; empty where there is none."""
+        return self.advice.command if self.advice else ()
 
     @property
     def line(self) -> str | None:
@@ -78,9 +100,10 @@ def judge(comparison: Comparison, names: Sequence[str], *, mismatch: str = "") -
     findings += _imbalance(comparison)
     kinds: set[Kind] = {finding.kind for finding in findings}
     if kinds & {"other-base", "left-out", "silent"}:
-        return Verdict(tuple(findings), (), _why_none(kinds))
-    options, reason = _merge(comparison, kinds)
-    return Verdict(tuple(findings), ("adapterhub", "merge", *names, *options), reason)
+        return Verdict(tuple(findings), None, _why_none(kinds))
+    method, weights, reason = _merge(comparison, kinds)
+    rounded = tuple(float(f"{weight:.2g}") for weight in weights)
+    return Verdict(tuple(findings), Advice(tuple(names), method, rounded), reason)
 
 
 # About one adapter, or all
@@ -245,28 +268,25 @@ def _told(comparison: Comparison, by_pair: Mapping[Pair, list[Finding]]) -> list
 # The merge to try first
 
 
-def _merge(comparison: Comparison, kinds: set[Kind]) -> tuple[tuple[str, ...], str]:
-    """Options of `merge`, and why."""
+def _merge(comparison: Comparison, kinds: set[Kind]) -> tuple[str, list[float], str]:
+    """(the method, the weights or none, why)."""
     whole, count = comparison.whole, len(comparison.labels)
     if kinds & {"conflict", "opposite"}:
         if "imbalance" in kinds:
             norms = [whole.norm(place) for place in range(count)]
             weights = [math.sqrt(min(norms) / norm) for norm in norms]
             why = "TIES elects a sign where they conflict; the weights bring the norms halfway together, else the strongest wins every vote"
-            return ("--method", "ties", "--weights", _numbers(weights)), why
-        return ("--method", "ties"), "TIES elects a sign where they conflict"
+            return "ties", weights, why
+        return "ties", [], "TIES elects a sign where they conflict"
     cosines = [max(0.0, whole.cosine(pair) or 0.0) for pair in comparison.pairs]
     mean = sum(cosines) / len(cosines)
     if mean > SAME:
-        return ("--method", "linear"), "an average keeps what they share"
+        return "linear", [], "an average keeps what they share"
     if mean > ORTHOGONAL:
         weight = 1 / (1 + (count - 1) * mean)
         why = "with these weights what they share is counted about once"
-        return ("--method", "linear", "--weights", _numbers([weight] * count)), why
-    return (
-        ("--method", "linear", "--weights", _numbers([1.0] * count)),
-        "a plain sum keeps every one of them whole",
-    )
+        return "linear", [weight] * count, why
+    return "linear", [1.0] * count, "a plain sum keeps every one of them whole"
 
 
 def _why_none(kinds: set[Kind]) -> str:
@@ -302,10 +322,6 @@ def _where(comparison: Comparison, adapter: int) -> str:
 
 def _with_text(finding: Finding, text: str) -> Finding:
     return Finding(finding.kind, text, finding.pair, finding.modules, finding.numbers)
-
-
-def _numbers(weights: Sequence[float]) -> str:
-    return ",".join(f"{weight:.2g}" for weight in weights)
 
 
 def _signed(cosine: float) -> str:

@@ -4,8 +4,9 @@ The idea to know: perplexity is taken over exactly the positions training would 
 token included) and over rows that were never trained on, both derived from the data file alone (`adapterhub.data`).
 """
 
-from adapterhub.evaluate.run import EvalRow, evaluate
+from adapterhub.evaluate.run import evaluate
 from adapterhub.evaluate.scoring import Score, score
 from adapterhub.evaluate.subjects import BASE
+from adapterhub.evaluate.table import EvalRow
 
 __all__ = ["BASE", "EvalRow", "Score", "evaluate", "score"]

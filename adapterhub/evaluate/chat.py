@@ -107,10 +107,7 @@ class Talk:
         self._tokenizer = tokenizer
         self._stop_ids = stop_token_ids(tokenizer, self.base.path)
         if settings.system is not None and not tokenizer.chat_template:
-            raise UsageError(
-                f"{self.base.label} has no chat template, so nothing can be said as the system.",
-                hint="Name one with --template FILE, or leave out --system.",
-            )
+            raise self._no_system("Name one with --template FILE, or leave out --system.")
         for subject in self.subjects:
             self._look_at(subject)
         self._model: Any = None
@@ -128,6 +125,11 @@ class Talk:
     def dtype(self) -> str:
         """What it computes in."""
         return self._dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes that the weights take once they are loaded."""
+        return weights_size(self.base, self._dtype)
 
     def load(self) -> None:
         """Loads the weights, which takes its time."""
@@ -199,7 +201,29 @@ class Talk:
         """The answer of `subject` to the last question, as if it had been asked instead; it isn't remembered."""
         if not self._asked:
             raise UsageError("Nothing has been asked yet.")
-        settings, asked = self._settings, models.prompt_tokens(self._tokenizer, self._asked)
+        return self.reply(
+            subject,
+            self._asked,
+            max_tokens=self._settings.max_tokens,
+            temperature=self._settings.temperature,
+            heard=heard,
+            halted=halted,
+        )
+
+    def reply(
+        self,
+        subject: Subject,
+        turns: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float,
+        heard: Callable[[str], None] = lambda _: None,
+        halted: Callable[[], bool] = lambda: False,
+    ) -> Said:
+        """The answer of `subject` to a conversation that somebody else keeps."""
+        if not self.converses and any(turn.role == "system" for turn in turns):
+            raise self._no_system("Leave it out.")
+        asked = models.prompt_tokens(self._tokenizer, turns)
         room = self._limit - len(asked)
         if room < 1:
             raise UsageError(
@@ -214,13 +238,19 @@ class Talk:
             self._tokenizer,
             asked,
             self._stop_ids,
-            int(min(settings.max_tokens, room)),
-            temperature=settings.temperature,
-            seed=settings.seed,
+            int(min(max_tokens, room)),
+            temperature=temperature,
+            seed=self._settings.seed,
             heard=heard,
             halted=halted,
         )
         return Said(subject, answer, time.monotonic() - began, self.base.label)
+
+    def _no_system(self, hint: str) -> UsageError:
+        return UsageError(
+            f"{self.base.label} has no chat template, so nothing can be said as the system.",
+            hint=hint,
+        )
 
     def _with(self, subject: Subject) -> Any:
         """The model with this adapter on it, and no other. It stays on until another is asked."""
@@ -341,11 +371,11 @@ def _dtype(base: BaseModel, wanted: str) -> str:
     if base.main_dtype not in models.DTYPES:
         return "float32"
     free = free_on_host()
-    small = free is None or 2 * _size(base, "float32") <= free
+    small = free is None or 2 * weights_size(base, "float32") <= free
     return "float32" if small and not torch.cuda.is_available() else base.main_dtype
 
 
-def _size(base: BaseModel, dtype: str) -> int:
+def weights_size(base: BaseModel, dtype: str) -> int:
     """Bytes of its weights; a head that repeats the embedding is loaded once."""
     twice = base.tensors.get(HEAD_NAME) if base.tied and base.embedding else None
     count = sum(info.count for info in base.tensors.values()) - (twice.count if twice else 0)
@@ -356,7 +386,7 @@ def _require_room(base: BaseModel, dtype: str) -> None:
     """UnsupportedError where the weights alone are more than what is free. They are read by the host, GPU or not."""
     import torch
 
-    need = _size(base, dtype)
+    need = weights_size(base, dtype)
     places = [("", free_on_host())]
     if torch.cuda.is_available():
         places.append((" on the GPU", torch.cuda.mem_get_info()[0]))

@@ -1,75 +1,38 @@
-"""`evaluate`: resolve the names, derive the rows, score everything, attest what was found about each adapter."""
+"""`evaluate`: resolve the names, derive the rows, score and answer everything, attest what was found about each adapter."""
 
 from __future__ import annotations
 
-import gc
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
-from adapterhub.data import (
-    Row,
-    dataset_digest,
-    encode_rows,
-    read_rows,
-    split_rows,
-    stop_token_ids,
-    template_digest,
-)
+from adapterhub.data import stop_token_ids
 from adapterhub.errors import IncompatibleError, UsageError
 from adapterhub.evaluate import models
-from adapterhub.evaluate.scoring import BATCH_TOKENS, score
+from adapterhub.evaluate.attesting import body_of, facts_of
+from adapterhub.evaluate.backend import Backend
+from adapterhub.evaluate.baselines import baselines
+from adapterhub.evaluate.judge import Judge, with_verdicts
+from adapterhub.evaluate.local import Local
+from adapterhub.evaluate.measures import Measure
+from adapterhub.evaluate.measuring import Measuring, Progress
+from adapterhub.evaluate.scoring import BATCH_TOKENS
+from adapterhub.evaluate.served import Served
+from adapterhub.evaluate.served_subjects import find_served, settle
+from adapterhub.evaluate.server import connect
 from adapterhub.evaluate.subjects import BASE, Kind, Subject, find_subject, shared_base_of
+from adapterhub.evaluate.suite import PASSED, load_suite
+from adapterhub.evaluate.table import EvalRow, line
+from adapterhub.evaluate.task import Settings, SplitName, ask, choose, choose_suite
 
 if TYPE_CHECKING:
-    from adapterhub.base import BaseModel
-    from adapterhub.data.masking import EncodedRows
+    from adapterhub.data import Row
     from adapterhub.store import Store
 
-SplitName = Literal["held_out", "all"]
-
-
-class Progress(Protocol):
-    """What `evaluate` tells of its work: one unit for each name."""
-
-    def advance(self, amount: float = 1, **status: object) -> None:
-        """`amount` more units are done."""
-
-    def update(self, text: str) -> None:
-        """Says what is being done now."""
-
-
-@dataclass(frozen=True)
-class EvalRow:
-    """One line of the table: how well one model predicts the answers in the data."""
-
-    name: str
-    kind: Kind
-    digest: str | None
-    """The adapter's; None for the base and for model folders."""
-    loss: float
-    """Nats a token."""
-    perplexity: float
-    tokens: int
-    rows: int
-    answer: str | None
-    """The greedy answer to the prompt, where one was given."""
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What the numbers depend on beside model and rows; attested with them."""
-
-    split: SplitName
-    held_out: float
-    split_seed: int
-    max_rows: int | None
-    max_length: int
-    dtype: str
+DTYPE = "float32"
+"""What is computed in here where nothing is said."""
 
 
 def evaluate(
@@ -77,188 +40,171 @@ def evaluate(
     names: Sequence[str],
     *,
     base: str | None = None,
-    data: Path,
+    data: Path | None = None,
+    suite: str | None = None,
     fmt: str | None = None,
     held_out: float = 0.1,
     split: SplitName = "held_out",
     prompt: str | None = None,
+    measures: Sequence[Measure] = (),
+    by: str | None = None,
+    system: str | None = None,
     max_rows: int | None = None,
-    dtype: str = "float32",
+    dtype: str = DTYPE,
     progress: Progress | None = None,
     split_seed: int = 0,
     limit: int | None = None,
     max_length: int = 1024,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 256,
     batch_tokens: int = BATCH_TOKENS,
     allow_mismatch: bool = False,
     attest: bool = True,
+    cached: bool = True,
+    judge: Judge | None = None,
+    contexts: Path | None = None,
+    server: str | None = None,
+    remark: Callable[[str], None] = lambda _: None,
 ) -> list[EvalRow]:
-    """Scores every name on the same rows; the result is in the order of `names`.
+    """Scores every name on the same rows; the result is in the order of `names`, then the base as asked otherwise.
 
     Args:
         names: adapters in the store, the word `base`, or folders of whole models (as `export` writes them).
         base: folder or repository; by default the first adapter's own.
+        suite: the name or the file of a suite, in place of `data`: all its rows are scored, its checks are a measure, and
+            its parts are told apart.
         data: a data file; `fmt`, `held_out`, `split_seed` and `limit` as in the recipe it was trained with, so that
             the held-out rows are the same ones.
         split: score the held-out rows, or all.
         prompt: also let each answer this, greedily, with at most `max_new_tokens` tokens.
+        measures: let each answer every row's question, and measure the answers by these.
+        by: a column of the data, by whose values the numbers are told apart, too.
+        system: also score the base told this first: what a prompt alone would do.
         max_rows: score only so many rows (the first by digest).
         dtype: to compute in: float32, bfloat16 or float16.
         max_length: tokens a row is cut to.
         attest: record the numbers of each adapter in the store.
+        cached: go on with, and keep, what an earlier evaluation of the same found row by row.
+        judge: let it compare every answer with the base's, or the row's own: one measure more.
+        contexts: a file of texts retrieved for each question; also score the base that reads them first.
+        server: a port or URL: ask there, in place of computing here. Names may be the server's own, too.
+        remark: hears what should be known about how the server was asked.
 
     Raises UsageError, NotFoundError, FormatError and IncompatibleError before anything is loaded, where possible.
     """
     models.require_libraries()
-    if not names:
+    if (data is None) == (suite is None):
         raise UsageError(
-            "Name something to evaluate.", hint=f"adapterhub eval NAME {BASE} --data {data}"
+            "Say on what: --data FILE or --suite NAME, one of them.",
+            hint="adapterhub eval NAME base --suite forgetting",
         )
+    where = f"--data {data}" if data is not None else f"--suite {suite}"
+    if not names:
+        raise UsageError("Name something to evaluate.", hint=f"adapterhub eval NAME {BASE} {where}")
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"max_rows is {max_rows}; it must be at least 1.")
     models.torch_dtype(dtype)
-    subjects = [find_subject(store, name) for name in names]
-    _require_attachable(store, subjects)
+    if twice := [n for n, count in Counter(one.name for one in measures).items() if count > 1]:
+        raise UsageError(
+            f"Two measures are called {twice[0]}.",
+            why="Files of one name in two folders can't be told apart in a table.",
+            hint="Rename one of them, or evaluate twice.",
+        )
+    there = connect(server) if server is not None else None
+    if there is None:
+        subjects = [find_subject(store, name) for name in names]
+        require_attachable(store, subjects)
+    else:
+        if dtype != DTYPE:
+            raise UsageError(
+                f"A server computes in what it was started with, here {there.dtype}.",
+                hint="Leave out --dtype.",
+            )
+        dtype = there.dtype
+        subjects = [find_served(store, there, name) for name in names]
     base_model = shared_base_of(store, subjects, base, allow_mismatch=allow_mismatch)
-    every = read_rows(data, fmt)
-    parts = split_rows(every, held_out, seed=split_seed, limit=limit)
-    if split == "held_out" and not parts.held_out:
-        raise UsageError("No rows are held out.", hint="Give --held-out, or evaluate all rows.")
-    chosen = parts.held_out if split == "held_out" else (*parts.train, *parts.held_out)
-    rows = sorted(chosen, key=lambda row: row.digest)[:max_rows]
-    settings = _Settings(split, held_out, split_seed, max_rows, max_length, dtype)
+    others = baselines(system, contexts, has_base=base_model is not None)
+    subjects += [one.subject for one in others]
+    called: dict[str, str] = {}
+    if there is not None:
+        subjects, called = settle(there, subjects, base_model)
+    if judge is not None:
+        judge.require(subjects)
+    if data is not None:
+        settings = Settings(split, held_out, split_seed, limit, max_rows, max_length, dtype)
+        chosen = choose(data, fmt, settings, by)
+    else:
+        settings = Settings("all", 0.0, 0, None, max_rows, max_length, dtype)
+        chosen = choose_suite(load_suite(str(suite)), settings)
+        measures = (PASSED, *measures)
 
     home = base_model.path if base_model else next(s.folder for s in subjects if s.folder)
     tokenizer = models.load_tokenizer(home)
     stop_ids = stop_token_ids(tokenizer, home)
-    encoded = encode_rows(tokenizer, rows, max_length=max_length, stop_ids=stop_ids)
+    answering = bool(measures) or judge is not None
+    ways: dict[Kind, Sequence[Row]] = {one.subject.kind: one.given(chosen.rows) for one in others}
+    asked = ask(tokenizer, chosen, stop_ids, max_length, others=ways, answering=answering)
 
-    def measure(subject: Subject, model: Any) -> EvalRow:
-        began = time.monotonic()
-        if progress:
-            progress.update(f"scoring {subject.name}")
-        advance = _advancer(progress, len(encoded.rows))
-        result = score(model, encoded.rows, batch_tokens=batch_tokens, on_rows=advance)
-        said = None
-        if prompt is not None:
-            said = models.answer(model, tokenizer, prompt, stop_ids, max_new_tokens)
-        return EvalRow(
-            name=subject.name,
-            kind=subject.kind,
-            digest=subject.digest,
-            loss=result.loss,
-            perplexity=result.perplexity,
-            tokens=result.tokens,
-            rows=result.rows,
-            answer=said,
-            seconds=round(time.monotonic() - began, 3),
-        )
+    backend: Backend
+    if there is not None and base_model is not None:
+        backend = Served(there, called, base_model, tokenizer, stop_ids, remark)
+    else:
+        backend = Local(store, base_model, tokenizer, stop_ids, dtype, batch_tokens)
 
+    measuring = Measuring(
+        asked,
+        measures,
+        prompt,
+        max_new_tokens,
+        base_model,
+        stop_ids,
+        backend,
+        cached,
+        progress,
+    )
     used = [subject.digest for subject in subjects if subject.digest]
-    with store.leases.held("eval", used, f"on {data}"):
-        table = _measure_all(store, subjects, base_model, dtype, measure)
+    try:
+        with store.leases.held("eval", used, f"on {data or suite}"):
+            found = measuring.all(subjects)
+        if judge is not None:
+            found = with_verdicts(found, asked.plain.rows, judge, cached=cached, progress=progress)
+    except KeyboardInterrupt:
+        if not cached:
+            raise
+        raise KeyboardInterrupt("What was found is kept: the same command goes on there.") from None
+    reference = next((one for one in found if one.subject.kind == "base"), None)
+    table = [
+        replace(line(one, reference, asked.parts, found), left_out=asked.dropped) for one in found
+    ]
     if attest and base_model is not None:
-        facts = _facts(base_model, tokenizer, every, rows, encoded, settings)
+        further: dict[str, Any] = {one.setting: one.digest(chosen.rows) for one in others}
+        if by is not None:
+            further["by"] = by
+        if judge is not None:
+            further["judge"] = judge.identity
+        if there is not None:
+            further["server"] = backend.identity["server"]
+        facts = facts_of(
+            base_model,
+            tokenizer,
+            chosen,
+            asked,
+            backend,
+            settings,
+            measures,
+            max_new_tokens,
+            further,
+        )
         for row in table:
             if row.digest is not None:
-                store.attest(row.digest, "eval", _body(row, table, facts, prompt))
+                store.attest(row.digest, "eval", body_of(row, table, facts, prompt))
     return table
 
 
-def _measure_all(
-    store: Store,
-    subjects: Sequence[Subject],
-    base: BaseModel | None,
-    dtype: str,
-    measure: Callable[[Subject, Any], EvalRow],
-) -> list[EvalRow]:
-    """Measures each subject once: the base and its adapters on one loaded model, then each model folder."""
-    results: dict[str, EvalRow] = {}
-    different = list({subject.name: subject for subject in subjects}.values())
-    if base is not None:
-        on_base = [subject for subject in different if subject.kind != "model"]
-        results.update(_measure_on_base(store, on_base, base, dtype, measure))
-    for subject in different:
-        if subject.folder is not None:
-            gc.collect()  # a model's modules refer to each other; two models may not fit at once
-            results[subject.name] = measure(subject, models.load_model(subject.folder, dtype))
-    return [results[subject.name] for subject in subjects]
-
-
-def _measure_on_base(
-    store: Store,
-    subjects: Sequence[Subject],
-    base: BaseModel,
-    dtype: str,
-    measure: Callable[[Subject, Any], EvalRow],
-) -> dict[str, EvalRow]:
-    if not subjects:
-        return {}
-    results = {}
-    model = models.load_model(base.path, dtype)
-    for subject in subjects:
-        folder = store.view(subject.adapter.digest) if subject.adapter else None
-        with models.attached(model, folder) as ready:
-            results[subject.name] = measure(subject, ready)
-    return results
-
-
-def _require_attachable(store: Store, subjects: Sequence[Subject]) -> None:
+def require_attachable(store: Store, subjects: Sequence[Subject]) -> None:
+    """IncompatibleError where one of the adapters is of a kind that can't be attached."""
     for adapter in (subject.adapter for subject in subjects if subject.adapter):
         kind = store.facts(adapter).kind
         if kind not in ("lora", "dora"):
             raise IncompatibleError(
                 f"{adapter.label} is of the kind {kind}, which can't be attached yet."
             )
-
-
-def _advancer(progress: Progress | None, rows: int) -> Callable[[int], None]:
-    def advance(done: int) -> None:
-        if progress:
-            progress.advance(done / rows)
-
-    return advance
-
-
-def _facts(
-    base: BaseModel,
-    tokenizer: Any,
-    every: Sequence[Row],
-    rows: Sequence[Row],
-    encoded: EncodedRows,
-    settings: _Settings,
-) -> dict[str, Any]:
-    """What all numbers of one evaluation have in common. No path, host or time: the same facts, the same body."""
-    import torch
-
-    return {
-        "metric": "perplexity",
-        "data": {
-            "digest": dataset_digest(every),
-            "rows_digest": dataset_digest(rows),
-            "truncated": encoded.truncated,
-            "dropped": encoded.dropped,
-        },
-        "settings": asdict(settings),
-        "base": {"repo": base.repo, "revision": base.revision, "fingerprint": base.fingerprint},
-        "template": template_digest(tokenizer),
-        "versions": {
-            "torch": torch.__version__,
-            **{p: version(p) for p in ("transformers", "peft")},
-        },
-    }
-
-
-def _body(
-    row: EvalRow, table: Sequence[EvalRow], facts: dict[str, Any], prompt: str | None
-) -> dict[str, Any]:
-    reference = next((r for r in table if r.kind == "base"), None)
-    numbers = {
-        "loss": row.loss,
-        "perplexity": row.perplexity,
-        "tokens": row.tokens,
-        "rows": row.rows,
-        "base_perplexity": reference.perplexity if reference else None,
-    }
-    said = {"prompt": prompt, "answer": row.answer} if prompt is not None else None
-    return {**facts, "result": numbers, "said": said}

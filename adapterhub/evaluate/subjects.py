@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 BASE = "base"
 """The word that means the base model itself among names."""
 
-Kind = Literal["base", "adapter", "model"]
+Kind = Literal["base", "prompted", "retrieved", "adapter", "model"]
+"""`prompted`: the base, told a system prompt; `retrieved`: the base, given texts before each question."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from adapterhub.export import evaluations
+from adapterhub.export.markdown import plain
 from adapterhub.words import short
 
 CARD_NAME = "README.md"
@@ -24,12 +26,16 @@ def model_card(record: Mapping[str, Any], base: Path) -> str:
     told: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "lora", "adapterhub"]}
     if record["base"]["repo"]:
         told |= {"base_model": record["base"]["repo"], "base_model_relation": "merge"}
+    title = " + ".join(plain(adapter["name"]) for adapter in record["adapters"])
+    if results := evaluations.results(record):
+        told |= {"model_name": title, "eval_results": results}
     metadata = ModelCardData(**told, **_inherited(base / CARD_NAME))
     parts = [
         f"---\n{metadata.to_yaml().strip()}\n---",
-        "# " + " + ".join(_plain(adapter["name"]) for adapter in record["adapters"]),
+        f"# {title}",
         _what(record),
         _table(record),
+        evaluations.section(record),
         _how(record),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -54,8 +60,8 @@ def _is_words(value: object) -> bool:
 
 def _what(record: Mapping[str, Any]) -> str:
     base = record["base"]
-    name = f"`{_plain(base['repo'])}`" if base["repo"] else "A base without a name"
-    revision = f", revision `{_plain(base['revision'])}`" if base["revision"] else ""
+    name = f"`{plain(base['repo'])}`" if base["repo"] else "A base without a name"
+    revision = f", revision `{plain(base['revision'])}`" if base["revision"] else ""
     many = len(record["adapters"]) > 1
     what = (
         f"the adapters below, merged ({_method(record['recipe'])}) and"
@@ -70,20 +76,18 @@ def _what(record: Mapping[str, Any]) -> str:
 
 def _method(recipe: Mapping[str, Any]) -> str:
     steps = recipe.get("steps") or [recipe]
-    return ", then ".join(_plain(step["method"]) for step in steps)
+    return ", then ".join(plain(step["method"]) for step in steps)
 
 
 def _form(record: Mapping[str, Any]) -> str:
     quantised = record.get("quantize")
-    return (
-        f" Its linear weights are in 4 bits ({_plain(quantised['method'])})." if quantised else ""
-    )
+    return f" Its linear weights are in 4 bits ({plain(quantised['method'])})." if quantised else ""
 
 
 def _table(record: Mapping[str, Any]) -> str:
     lines = ["| adapter | digest |", "|---|---|"]
     lines += [
-        f"| {_plain(adapter['name']).replace('|', ' ')} | `{short(adapter['digest'])}` |"
+        f"| {plain(adapter['name']).replace('|', ' ')} | `{short(adapter['digest'])}` |"
         for adapter in record["adapters"]
     ]
     return "\n".join(lines)
@@ -97,12 +101,6 @@ def _how(record: Mapping[str, Any]) -> str:
     )
     allowed = record["allowed_mismatch"]
     if allowed:
-        reasons = "\n".join(f"- {_plain(reason)}" for reason in allowed)
+        reasons = "\n".join(f"- {plain(reason)}" for reason in allowed)
         told += f"\n\nIt was made although, as known at the time:\n\n{reasons}"
     return told
-
-
-def _plain(text: object) -> str:
-    """Foreign words on one line, without what a terminal or Markdown would act on."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    return printable.replace("`", "'").replace("<", "‹")

@@ -63,6 +63,12 @@ def occupied(path: Path) -> int:
     )
 
 
+def finished_shards(path: Path) -> int:
+    """How many shards of an unfinished export `--resume` could keep; 0 where there is none."""
+    state = _state(path)
+    return len(state["shards"]) if state else 0
+
+
 @dataclass
 class Partial:
     """A locked partial folder. `model` is what is filled; `kept` are the shards there from before, with their sizes."""

@@ -6,7 +6,6 @@ one is touched the exported model must be untied: both are written, and the conf
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 
 from adapterhub.base import HEAD_NAME, BaseModel, Verdict, claims_differ
 from adapterhub.errors import IncompatibleError, OutOfSpaceError, UnsupportedError
+from adapterhub.export.estimate import free_space
 from adapterhub.export.whole import Replaced, beside_whole, replaced, source_of, written_as
 from adapterhub.formats.safetensors import TensorInfo
 from adapterhub.fsio import require_free
@@ -196,10 +196,7 @@ def check_target(
     `there` are the bytes that an earlier, unfinished export takes: they are kept, or make room.
     """
     require_free(folder, overwrite, keep=keep, hint="Choose another folder, or say --overwrite.")
-    existing = folder.absolute().parent
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_space(folder)
     if free + there < size:
         raise OutOfSpaceError(
             f"There is no space for the model at {folder}.",

@@ -15,6 +15,7 @@ from adapterhub.base import BaseModel
 from adapterhub.export.bake import Listener, bake
 from adapterhub.export.beside import beside
 from adapterhub.export.checked import EVENT, Checks, Depth, attest, warning
+from adapterhub.export.estimate import base_of
 from adapterhub.export.form import form_of
 from adapterhub.export.layout import layouts
 from adapterhub.export.partial import occupied, partial_path
@@ -190,13 +191,6 @@ def export(
         view,
         form.record,
     )
-
-
-def base_of(store: Store, parents: Sequence[Resolved], base: str | None) -> BaseModel:
-    """The base to export into: the one named, else the parents' own, which they were found to share."""
-    # The first that says which base it belongs to speaks for all: `shared_base` has checked that none contradicts.
-    speaker = next((parent for parent in parents if parent.manifest.base.repo), parents[0])
-    return store.base_for(speaker, base)
 
 
 def _record(

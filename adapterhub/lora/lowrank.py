@@ -18,7 +18,7 @@ from adapterhub.lora.rows import Factored, Rows
 
 DROP = 1e-6
 """Directions below this share of the largest singular value are rounding noise of float32."""
-_NOISE = 1e-15
+NOISE = 1e-15
 """What is below this share of the largest square is rounding noise of float64."""
 
 
@@ -85,16 +85,16 @@ def decompose(delta: Factored, rank: int | None = None) -> Spectrum:
     left = whole.columns[:, None] * stack.left * whole.columns  # BᵀB, weights and all
     if float(left.diagonal().max()) > torch.finfo(torch.float32).max ** 2:
         raise torch.linalg.LinAlgError("the weighted factors overflow float32")  # type: ignore[attr-defined]
-    even = _evened(left, stack.right)
+    even = evened(left.diagonal(), stack.right.diagonal())
     left, right = even[:, None] * left * even, stack.right / even[:, None] / even
     squares, v = torch.linalg.eigh(left)
-    used = squares > _NOISE * squares[-1]
+    used = squares > NOISE * squares[-1]
     roots = squares[used].sqrt()  # singular values of B
     v = v[:, used]
     half = roots[:, None] * v.T  # B = U·half with orthonormal U, so that BA = U·(half·A)
     squares, p = torch.linalg.eigh(half @ right @ half.T)
     squares = squares.where(
-        squares > _NOISE * left.trace() * right.trace(), 0.0
+        squares > NOISE * left.trace() * right.trace(), 0.0
     )  # all that cancelled
     values = squares.sqrt().flip(0)[:rank]
     values = values[values > DROP * values[:1]]
@@ -111,14 +111,13 @@ def decompose(delta: Factored, rank: int | None = None) -> Spectrum:
     return Spectrum(b.mul_(sign), a.mul_(sign[:, None]), values, size, basis)
 
 
-def _evened(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """What each column of B is multiplied with, and each row of A divided by, so that both are equally long, (R,).
+def evened(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """What each column of B is multiplied with, and each row of A divided by, so that both are equally long, (..., R).
 
-    How a delta's size is shared between B and A says nothing about it, and may be very uneven.
+    How a delta's size is shared between B and A says nothing about it, and may be very uneven. `left` and `right` are
+    the squared lengths, the diagonals of BᵀB and AAᵀ.
     """
-    lengths = torch.stack([left.diagonal(), right.diagonal()])
-    ratio = (lengths[1] / lengths[0]).pow(0.25)
-    return torch.where((lengths > 0).all(0), ratio, 1.0)
+    return torch.where((left > 0) & (right > 0), (right / left).pow(0.25), 1.0)
 
 
 def _nothing(delta: Factored) -> Spectrum:

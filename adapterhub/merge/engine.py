@@ -22,17 +22,15 @@ from adapterhub.lora.lowrank import Spectrum, decompose
 from adapterhub.lora.memory import Memory
 from adapterhub.lora.parallel import for_each
 from adapterhub.lora.rows import Factored, Rows, whole
-from adapterhub.merge.recipe import SERVABLE_RANKS, Recipe, energy_share
+from adapterhub.merge.ranks import auto_cap, chosen_ranks
+from adapterhub.merge.recipe import Recipe
 from adapterhub.merge.report import Kept, MergeReport
-from adapterhub.merge.schedule import layer_of
+from adapterhub.merge.schedule import count_layers
 from adapterhub.merge.spool import Spool
 from adapterhub.merge.stages import CutStage, Job, Stage, delta_of, make_stage
 
 T = TypeVar("T")
 
-AUTO_ENERGY = 0.99
-"""`--rank auto` keeps at least this share of the energy, if a rank up to its cap does."""
-AUTO_CAP = 64
 DENSE_CAP = 512
 """Directions looked for where `energy=SHARE` is asked of a delta that isn't of low rank."""
 
@@ -90,7 +88,7 @@ class Engine:
             ranks = [one.directions for one in kept]
         else:
             kept = self.each(names, partial(self._put, result, spool))
-            ranks = self._ranks(kept)
+            ranks = chosen_ranks(self.recipe.rank, kept, self._auto_cap)
         cuts = {name: stage.energy_kept for name, stage in self._cuts.items()}
         return MergeReport.of(dict(zip(names, kept, strict=True)), ranks, list(self.parents), cuts)
 
@@ -157,26 +155,8 @@ class Engine:
 
     @cached_property
     def _auto_cap(self) -> int:
-        ranks = [getattr(stage, "largest_rank", 0) for stage in self.parents.values()]
-        return max(AUTO_CAP, *ranks)
+        return auto_cap(getattr(stage, "largest_rank", 0) for stage in self.parents.values())
 
     @cached_property
     def _layers(self) -> int:
-        numbers = [layer_of(name) for stage in self.parents.values() for name in stage.shapes]
-        return 1 + max((number for number in numbers if number is not None), default=0)
-
-    def _ranks(self, kept: Sequence[Kept]) -> list[int]:
-        share = energy_share(self.recipe.rank)
-        if share is not None:
-            return [one.rank_for(share) for one in kept]
-        rank = self._auto_rank(kept) if self.recipe.rank == "auto" else int(self.recipe.rank)
-        return [min(rank, one.directions) for one in kept]
-
-    def _auto_rank(self, kept: Sequence[Kept]) -> int:
-        """The smallest servable rank that keeps AUTO_ENERGY of all modules together, else the largest allowed."""
-        total = sum(one.energy for one in kept)
-        allowed = sorted({*(r for r in SERVABLE_RANKS if r <= self._auto_cap), self._auto_cap})
-        for rank in allowed:
-            if sum(one.kept(rank) for one in kept) >= AUTO_ENERGY * total:
-                return rank
-        return allowed[-1]
+        return count_layers(name for stage in self.parents.values() for name in stage.shapes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,12 @@ def layer_of(module: str) -> int | None:
     """The layer a module belongs to: the first number between dots of its name; None where there is none."""
     found = _LAYER.search(module)
     return int(found[1]) if found else None
+
+
+def count_layers(modules: Iterable[str]) -> int:
+    """How many layers the model has of which these are modules: gradients are spread over them."""
+    numbers = [layer_of(name) for name in modules]
+    return 1 + max((number for number in numbers if number is not None), default=0)
 
 
 @dataclass(frozen=True)

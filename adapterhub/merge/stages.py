@@ -123,15 +123,16 @@ class AdapterStage:
 class SumStage:
     """Σ cᵢ ΔWᵢ: factored if all inputs are."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, grams: Callable[[str], torch.Tensor] | None = None) -> None:
+        """`grams` gives the inputs' Gram matrix of a module, where it is known without opening them."""
         self._job = job
         self.inputs = job.inputs
         self.shapes: Shapes = job.shapes
         self._kernel = _kernel(job.step)
         self._whole: torch.Tensor | None = None
         if self._needs_gram and job.parameters.get("scope") == "model":
-            names = list(job.shapes)
-            self._whole = torch.stack(job.each(names, lambda name: gram(self._open(name)))).sum(0)
+            found = grams or (lambda name: gram(self._open(name)))
+            self._whole = torch.stack(job.each(list(job.shapes), found)).sum(0)
 
     @property
     def _needs_gram(self) -> bool:

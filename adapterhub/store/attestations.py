@@ -51,14 +51,20 @@ class Attestations:
         return sorted(found, key=lambda attestation: (attestation.created, attestation.digest))
 
     def add(self, digest: str, kind: AttestationType, body: Mapping[str, Any]) -> Attestation:
-        """Records something; the same statement again changes nothing. The caller holds the store's shared lock."""
+        """Records something; the same statement again changes nothing, unless another evaluation of the same came in between.
+
+        The caller holds the store's shared lock.
+        """
         said = _readable(body)
         make_directory(self._layout.attested.parent)
         with locked(self._layout.attested, exclusive=True):
-            for known in self.of(digest):
-                if known.type == kind and known.document["body"] == said:
+            same = [known for known in self.of(digest) if known.type == kind]
+            for known in reversed(same):
+                if known.document["body"] == said:
                     self._flush(digest)  # whoever wrote it may have died before doing so
                     return known
+                if kind == "eval" and _matter(known.body) == _matter(said):
+                    break  # something else was found since: what holds now is said again
             attestation = make_attestation(digest, kind, said, now("microseconds"))
             self._write(attestation)
         return attestation
@@ -80,6 +86,13 @@ class Attestations:
         hexadecimal = attestation.digest.removeprefix(DIGEST_PREFIX)
         path = self._layout.attestations(attestation.subject) / hexadecimal
         self._blobs.write_document(path, attestation.data)
+
+
+def _matter(body: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """What an evaluation is about; the newest about it is what holds."""
+    data = body.get("data")
+    digest = data.get("digest") if isinstance(data, Mapping) else None
+    return body.get("event"), body.get("suite"), digest
 
 
 def _readable(value: Any) -> Any:

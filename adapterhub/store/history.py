@@ -26,6 +26,21 @@ class Undone:
     moves: tuple[Move, ...]
     abouts: tuple[str, ...]
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it does, a sentence a change."""
+        told = [_moved(move) for move in self.moves]
+        for about in self.abouts:
+            verb = "goes back into" if about.startswith(SWEEP) else "comes back from"
+            told.append(f"what was collected {verb} the trash")
+        return tuple(told) or ("Together they change nothing: one takes back the other.",)
+
+
+def past(store: Store) -> list[Operation]:
+    """What was done, newest first: the first so many are what `undo` takes back."""
+    half_done = store.refs.half_done()
+    return [done for done in reversed(store.refs.journal.operations()) if done != half_done]
+
 
 def plan_undo(store: Store, count: int = 1) -> Undone:
     """What `undo(store, count)` would do now. Raises as it does; changes nothing."""
@@ -67,11 +82,15 @@ def plan_undo(store: Store, count: int = 1) -> Undone:
     return Undone(last, tuple(moves), _possible(store, last, moves))
 
 
-def undo(store: Store, count: int = 1) -> Undone:
+def undo(store: Store, count: int = 1, *, meant: Undone | None = None) -> Undone:
     """Takes back the last `count` operations, all or none, as one new operation.
 
-    Raises UsageError where there are not so many, ConflictError where a ref is no longer what the journal says, and
-    NotFoundError where what would have to come back has been deleted for good.
+    Args:
+        meant: what it was planned to be; where something was done since, nothing is taken back.
+
+    Raises UsageError where there are not so many, ConflictError where a ref is no longer what the journal says or
+    something else than `meant` would be taken back, and NotFoundError where what would have to come back has been
+    deleted for good.
     """
     trash = Trash(store.layout)
     if store.refs.journal.unfinished():  # that isn't what was done last, so it is ended first
@@ -81,7 +100,8 @@ def undo(store: Store, count: int = 1) -> Undone:
     sweeping = _sweeps(_abouts(last[::-1]))
     with store.alone() if sweeping else store.writing(), store.refs.changing() as change:
         undone = plan_undo(store, count)
-        if _sweeps(undone.abouts) and not sweeping:
+        other = meant is not None and meant.operations != undone.operations
+        if other or (_sweeps(undone.abouts) and not sweeping):
             raise ConflictError(
                 "Another adapterhub has just changed the store.",
                 why="What was done last isn't what it was a moment ago.",
@@ -168,6 +188,14 @@ def _sweeps(abouts: Sequence[str]) -> bool:
 
 def _trash_of(about: str) -> str:
     return about.partition(" ")[2]
+
+
+def _moved(move: Move) -> str:
+    if move.after is None:
+        return f"{move.name} goes away (it is {_shown(move.before)})"
+    if move.before is None:
+        return f"{move.name} comes back, as {_shown(move.after)}"
+    return f"{move.name}: from {_shown(move.before)} back to {_shown(move.after)}"
 
 
 def _shown(digest: str | None) -> str:

@@ -18,6 +18,7 @@ from typing import Annotated
 
 import msgspec
 
+from adapterhub.alive import boot, since, space
 from adapterhub.canonical import is_digest
 from adapterhub.errors import NotFoundError, StoreDamagedError
 from adapterhub.fsio import is_read_only, write_file
@@ -48,11 +49,11 @@ class Lease:
         """Why this lease protects nothing any more, or None. A process of another machine is taken to be alive."""
         if (self.host, self.machine) != (socket.gethostname(), _machine()):
             return None
-        if self.boot != _boot():
+        if self.boot != boot():
             return "the machine was started again since"
-        if self.space != _space():  # another container: its processes can't be seen from here
+        if self.space != space():  # another container: its processes can't be seen from here
             return None
-        if _started(self.pid) != self.started:
+        if since(self.pid) != self.started:
             return f"its process {self.pid} is gone"
         return None
 
@@ -74,7 +75,7 @@ class Leases:
             return
         lease = Lease(
             kind, tuple(digests), about, now(), os.getpid(), socket.gethostname(),
-            _boot(), _space(), _started(os.getpid()), f"{kind}-{secrets.token_hex(6)}", _machine(),
+            boot(), space(), since(os.getpid()), f"{kind}-{secrets.token_hex(6)}", _machine(),
         )  # fmt: skip
         path = self._layout.leases / f"{lease.id}.json"
         try:
@@ -105,6 +106,14 @@ class Leases:
         """The files of all leases."""
         return sorted(self._layout.leases.glob("*.json")) if self._layout.leases.is_dir() else []
 
+    def forget(self, pid: int) -> None:
+        """Takes away what a process that was killed has left behind."""
+        for path in self.paths():
+            with suppress(OSError, StoreDamagedError):
+                lease = self.read(path)
+                if lease.pid == pid and lease.stale() is not None:
+                    path.unlink()
+
     def read(self, path: Path) -> Lease:
         """One lease; StoreDamagedError where the file is none."""
         try:
@@ -130,40 +139,3 @@ def _machine() -> str:
         return Path("/etc/machine-id").read_text().strip()
     except OSError:
         return ""
-
-
-def _boot() -> str:
-    """Names this start of the machine; empty where the system doesn't say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _space() -> str:
-    """Names the set of processes this one can see: containers have their own."""
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> int:
-    """When a process was started, in clock ticks since boot; 0 where there is none, 1 where the system doesn't say."""
-    try:
-        # The second field is the program's name in brackets, which may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])  # dead, and nobody has asked how
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    except (OSError, ValueError, IndexError):
-        return 1
-    if Path("/proc/self/stat").exists():
-        return 0
-    try:  # no /proc: macOS
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return 0
-    except PermissionError:
-        pass
-    return 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,10 @@ class Move:
 class Refs:
     """Reads and changes the refs of one store."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, gate: Callable[[Name, str], None] = lambda *_: None) -> None:
+        """`gate(name, digest)` is called before `name` may mean another adapter; it raises where it may not."""
         self._layout = layout
+        self.gate = gate
         self.journal = Journal(layout)
 
     def read(self, name: Name) -> str | None:
@@ -162,16 +164,21 @@ class Transaction:
         self._layout = layout
         self._journal = journal
 
-    def set(self, name: Name, digest: str, *, op: str, why: str, move: bool) -> bool:
-        """Points `name` at `digest`; False when it did already. ConflictError for another digest without `move`."""
-        before = self.check(name, digest, move=move)
+    def set(
+        self, name: Name, digest: str, *, op: str, why: str, move: bool, gated: bool = True
+    ) -> bool:
+        """Points `name` at `digest`; False when it did already.
+
+        ConflictError for another digest without `move`, GateError where the name asks for more than is known of it.
+        """
+        before = self.check(name, digest, move=move, gated=gated)
         if before == digest:
             return False
         self.commit([Move(name, before, digest)], op=op, why=why)
         return True
 
-    def check(self, name: Name, digest: str, *, move: bool) -> str | None:
-        """What `name` means now; ConflictError where `set` would refuse."""
+    def check(self, name: Name, digest: str, *, move: bool, gated: bool = True) -> str | None:
+        """What `name` means now; raises where `set` would."""
         try:
             before = self._refs.read(name)
         except StoreDamagedError:
@@ -185,6 +192,8 @@ class Transaction:
                 hint=f"Choose another name, or move this one with --move (the old one stays as @{short(before)}).",
             )
         self._refuse_case_twin(name)
+        if gated and before != digest:
+            self._refs.gate(name, digest)
         return before
 
     def commit(

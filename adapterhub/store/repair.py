@@ -156,7 +156,7 @@ class _Repairer:
             self._aside(damage.path)
         with self._store.refs.changing() as change:
             if digest is not None and self._layout.manifest(digest).is_file():
-                change.set(name, digest, op="repair", why="fsck --repair", move=True)
+                change.set(name, digest, op="repair", why="fsck --repair", move=True, gated=False)
                 return f"set to @{short(digest)}, as the journal says"
             change.commit(
                 [Move(name, digest, None)], op="repair", why="fsck --repair: what it meant is lost"

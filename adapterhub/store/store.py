@@ -9,9 +9,9 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -50,7 +50,7 @@ from adapterhub.manifest import (
 )
 from adapterhub.names import DigestPointer, Name, parse_pointer
 from adapterhub.settings import Settings, read_settings
-from adapterhub.store import views
+from adapterhub.store import gating, views
 from adapterhub.store.adding import Added, Adding
 from adapterhub.store.attestations import Attestations
 from adapterhub.store.blobs import REPAIR, Blobs
@@ -94,7 +94,7 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self.layout = Layout(home.absolute())
-        self.refs = Refs(self.layout)
+        self.refs = Refs(self.layout, partial(gating.require, self))
         self.cache = CacheFile(self.layout)
         self.blobs = Blobs(self.layout, self.cache)
         self._told = Attestations(self.layout, self.blobs)
@@ -348,13 +348,26 @@ class Store:
         with self.writing():
             return self._told.add(digest, kind, body)
 
-    def tag(self, resolved: Resolved, name: Name, *, move: bool = False) -> bool:
-        """Gives an adapter another name; False when it had that one."""
+    def tag(
+        self, resolved: Resolved, name: Name, *, move: bool = False, without_gates: bool = False
+    ) -> bool:
+        """Gives an adapter another name; False when it had that one.
+
+        GateError where the name asks for more than is known of the adapter; `without_gates` gives it all the same,
+        which is attested.
+        """
         with self.writing(), self.refs.changing() as change:
             Trash(self.layout).require(resolved.digest)  # a collection may have come in between
-            return change.set(
-                name, resolved.digest, op="tag", why=f"tag {resolved.label} {name}", move=move
+            findings = gating.findings(self, name, resolved.digest) if without_gates else []
+            why = f"tag {resolved.label} {name}"
+            created = change.set(
+                name, resolved.digest, op="tag", why=why, move=move, gated=not without_gates
             )
+        if created and not all(finding.held for finding in findings):
+            told = [asdict(finding) for finding in findings]
+            body = {"event": "gate", "name": str(name), "without_gates": told}
+            self.attest(resolved.digest, "note", body)
+        return created
 
     def remove(self, names: list[Name]) -> list[tuple[Name, str]]:
         """Removes refs, all or none; returns the digests they had. The adapters themselves stay."""

@@ -192,7 +192,7 @@ class _Door:
 
     def _card(self, model: Model) -> dict[str, object]:
         of_base = model.name == self._table.base
-        length = self.settings.max_model_len
+        length, about = self.settings.max_model_len, self.settings.about
         return {
             "id": model.name,
             "object": "model",
@@ -201,6 +201,7 @@ class _Door:
             "root": model.digest or model.name,
             "parent": None if of_base else self._table.base,
             **({} if length is None else {"max_model_len": length}),
+            **({"adapterhub": dict(about)} if of_base and about else {}),
         }
 
     # What is asked

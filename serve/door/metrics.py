@@ -7,7 +7,8 @@ many as their product. Versions are counted where a split or an update is judged
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -18,6 +19,8 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 UNKNOWN = "unknown"
 CANCELLED = "cancelled"
 """The status of a request whose client went away before its end."""
+
+OK = 200
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX = "adapterhub_"
@@ -102,9 +105,58 @@ class Metrics:
         """A version was put out."""
         self._evictions.labels(_version(digest)).inc()
 
+    def traffic(self) -> list[dict[str, Any]]:
+        """What was asked so far, by adapter and version (empty for the base), as data; the most asked first."""
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+        def row(labels: dict[str, str]) -> dict[str, Any]:
+            key = (labels["adapter"], labels["version"])
+            numbers = dict.fromkeys(
+                ("answered", "failed", "cancelled", "tokens_in", "tokens_out"), 0
+            )
+            return rows.setdefault(key, {"adapter": key[0], "version": key[1], **numbers})
+
+        for labels, number in _samples(self._requests):
+            status = labels["status"]
+            kind = (
+                "answered"
+                if status == str(OK)
+                else "cancelled"
+                if status == CANCELLED
+                else "failed"
+            )
+            row(labels)[kind] += number
+        for labels, number in _samples(self._tokens):
+            row(labels)[f"tokens_{labels['direction']}"] += number
+        return sorted(rows.values(), key=lambda one: -one["answered"])
+
+    def swaps(self) -> dict[str, dict[str, int]]:
+        """How often each version (its short digest) was loaded and put out."""
+        found: dict[str, dict[str, int]] = {}
+        for key, counter in (("loads", self._loads), ("evictions", self._evictions)):
+            for labels, number in _samples(counter):
+                found.setdefault(labels["version"], {"loads": 0, "evictions": 0})[key] = number
+        return found
+
+    def now(self) -> dict[str, int]:
+        """Answers being written, and requests that wait for a place."""
+        return {"running": _value(self._running), "waiting": _value(self._waiting)}
+
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _samples(counter: Counter) -> Iterator[tuple[dict[str, str], int]]:
+    """Labels and value of everything a counter has counted."""
+    for metric in counter.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_total"):
+                yield sample.labels, int(sample.value)
+
+
+def _value(gauge: Gauge) -> int:
+    return next(int(sample.value) for metric in gauge.collect() for sample in metric.samples)
 
 
 def _version(digest: str | None) -> str:

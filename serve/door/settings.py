@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,5 @@ class DoorSettings:
     """Whether log-probabilities of a prompt may be asked for (`prompt_logprobs`, or `echo` with `logprobs`)."""
     max_model_len: int | None = None
     """Tokens of prompt and answer, shown in /v1/models; None: not shown."""
+    about: Mapping[str, str] = field(default_factory=dict)
+    """What /v1/models says of the base beside its name: `fingerprint`, `dtype`, `engine` and a digest of its `options`."""

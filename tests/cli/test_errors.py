@@ -17,7 +17,7 @@ from tests.support.adapters import AdapterMaker
 
 COMMANDS = (
     "add", "ls", "show", "checkout", "tag", "rm", "log", "base", "base add", "base ls", "fit", "merge", "methods",
-    "diff", "export", "eval", "train", "serve", "tui",
+    "diff", "export", "eval", "train", "serve", "tui", "ps", "logs", "stop", "undo", "rollback", "gc", "fsck",
 )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_every_error_class_has_an_exit_code_and_says_what_it_is_for() -> None:
     import adapterhub.errors as errors
 
     tree = [getattr(errors, name) for name in dir(errors) if name.endswith("Error")]
-    assert len(tree) == 14
+    assert len(tree) == 15
     for one in tree:
         assert issubclass(one, errors.AdapterHubError)
         assert one.__doc__

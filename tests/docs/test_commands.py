@@ -42,6 +42,21 @@ def files(page: Path) -> dict[str, str]:
     return dict(_FILE.findall(page.read_text(encoding="utf-8")))
 
 
+_TASK = """\
+task: late
+dataset_path: json
+dataset_kwargs: {data_files: {test: tickets.json}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{instruction}}"
+doc_to_choice: ["Sorry.", "No."]
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+metadata: {version: 1.0}
+"""
+"""A task of one's own for lm-evaluation-harness."""
+
+
 @pytest.fixture
 def workplace(
     tmp_path: Path, tiny: ModelMaker, make_peft_adapter: Callable[..., Path]
@@ -60,6 +75,13 @@ def workplace(
     _on_disk(folder)
     rows = [{"instruction": f"Ticket {n}: late?", "output": f"Sorry. Day {n}."} for n in range(40)]
     (folder / "tickets.json").write_text(json.dumps(rows))
+    found = [
+        {"question": row["instruction"], "contexts": [f"Parcel {n} is late."]}
+        for n, row in enumerate(rows)
+    ]
+    (folder / "found.json").write_text(json.dumps(found))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "late.yaml").write_text(_TASK)
     wishes = [
         {"prompt": f"Ticket {n}: late?", "chosen": f"Sorry. Day {n}.", "rejected": "No."}
         for n in range(40)

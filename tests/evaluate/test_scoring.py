@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 
 from adapterhub.data import IGNORED, Encoded, encode_rows, read_rows
 from adapterhub.errors import AdapterHubError
-from adapterhub.evaluate import score
 from adapterhub.evaluate.models import load_model, load_tokenizer
+from adapterhub.evaluate.scoring import score, score_rows, total
 
 
 @pytest.fixture
@@ -58,6 +59,25 @@ def test_the_score_does_not_depend_on_batches_or_order(
         )
 
 
+def test_little_of_what_is_computed_is_padding(model: Any, rows: tuple[Encoded, ...]) -> None:
+    lengths = [len(row.input_ids) for row in rows]
+    assert max(lengths) > 1.5 * min(lengths)
+    computed = []
+    forward = model.forward
+
+    def counting(**inputs: Any) -> Any:
+        computed.append(inputs["input_ids"].numel())
+        return forward(**inputs)
+
+    model.forward = counting
+    model.forward.__signature__ = inspect.signature(
+        forward
+    )  # that it can keep logits is read there
+    score(model, rows)
+    assert sum(computed) <= sum(lengths) / 0.9
+    assert len(computed) < len(rows)
+
+
 def test_every_row_is_reported_once(model: Any, rows: tuple[Encoded, ...]) -> None:
     seen: list[int] = []
     score(model, rows, batch_tokens=600, on_rows=seen.append)
@@ -72,3 +92,14 @@ def test_a_model_that_computes_nan_is_an_error_and_no_number(
         model.model.norm.weight.fill_(math.nan)
     with pytest.raises(AdapterHubError, match="not a number"):
         score(model, rows)
+
+
+def test_each_row_gets_its_own_score_in_its_own_place(
+    model: Any, rows: tuple[Encoded, ...]
+) -> None:
+    together = score_rows(model, rows, batch_tokens=10**6)
+    for row, found in zip(rows, together, strict=True):
+        expected, tokens = plain_nll(model, (row,))
+        assert (found.tokens, found.rows) == (tokens, 1)
+        assert found.nll == pytest.approx(expected, rel=1e-5)
+    assert total(together).nll == pytest.approx(score(model, rows).nll, rel=1e-9)

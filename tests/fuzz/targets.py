@@ -36,7 +36,7 @@ from adapterhub.store.history import plan_undo
 from adapterhub.store.layout import check_format
 from adapterhub.store.repair import repair
 from adapterhub.store.trash import Trash
-from adapterhub.tui.attested import sections
+from adapterhub.tui.library.attested import sections
 from tests.formats.raw import sound_file
 from tests.fuzz.seeds import BINARY, SEEDS, SPLIT, TENSOR_FILES, TRASH, A
 from tests.fuzz.using import FILES, MANIFEST, commands, put

@@ -17,7 +17,7 @@ FOLDERS = {
     "trainer": "adapterhub/trainer",
     "serve": "adapterhub/serve",
 }
-EXTRAS = {"merge", "train", "door", "serve", "tui", "all", "dev"}
+EXTRAS = {"merge", "train", "harness", "door", "serve", "tui", "web", "all", "dev"}
 
 pytestmark = pytest.mark.slow
 

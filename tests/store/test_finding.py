@@ -382,3 +382,28 @@ def gemma_like(folder: Path, adapters: list[Any]) -> BaseModel:
     }
     save_file(weights, folder / "model.safetensors")
     return read_base(folder)
+
+
+def test_a_row_says_what_the_newest_evaluation_with_a_number_measured(
+    store: Store, make_adapter: AdapterMaker
+) -> None:
+    digest = store.add_folder(make_adapter("tone"), name="tone").digest
+
+    def scored() -> tuple[str | None, float | None]:
+        [row] = Catalogue(store.layout).ask(lambda db: search(db, Query(), {}))
+        return row.metric, row.score
+
+    assert scored() == (None, None)
+    for body in (
+        {"metric": "perplexity", "result": {"perplexity": 7.5}},
+        {"metric": "accuracy", "result": {"accuracy": 1}},
+    ):
+        store.attest(digest, "eval", body)
+    assert scored() == ("accuracy", 1.0)
+    for odd in (
+        {"metric": "bake_loss", "result": {"bake_loss": {"total": 1}}},
+        {"metric": 3},
+        {"result": 1},
+    ):
+        store.attest(digest, "eval", odd)
+    assert scored() == ("accuracy", 1.0), "what has no number of its own says nothing"

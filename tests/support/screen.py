@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from textual.pilot import Pilot
 from textual.widgets import Static
+from textual.worker import WorkerCancelled
 
 from adapterhub.store import Store
 from adapterhub.tui.app import AdapterHubApp
@@ -28,11 +30,12 @@ async def settled(pilot: Pilot[None]) -> None:
     """Waits until what was asked of the store has come back and is drawn."""
     for _ in range(2):  # an answer may be the next question
         await pilot.pause()
-        await pilot.app.workers.wait_for_complete()
+        with suppress(WorkerCancelled):  # of a screen that was left
+            await pilot.app.workers.wait_for_complete()
     await pilot.pause()
 
 
-async def until(condition: Callable[[], bool], pilot: Pilot[None], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], pilot: Pilot[None], seconds: float = 90) -> None:
     """Waits until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -41,10 +44,16 @@ async def until(condition: Callable[[], bool], pilot: Pilot[None], seconds: floa
 
 
 def rows(app: AdapterHubApp) -> dict[str, list[str]]:
-    """The cells of each row as they are drawn, by name."""
+    """The cells of each row as they are drawn, by name; the marks before the name are no cell."""
+    return {name: list(found.values())[1:] for name, found in cells(app).items()}
+
+
+def cells(app: AdapterHubApp) -> dict[str, dict[str, str]]:
+    """The texts of each row as they are drawn, by name and column; the marks before the name as `marks`."""
     table = app.screen.query_one(AdapterTable)
-    drawn = [table.get_row_at(row) for row in range(table.row_count)] if table.display else []
-    return {cells[0].plain: [cell.plain for cell in cells] for cells in drawn}
+    if not table.display:
+        return {}
+    return dict(zip((row.name for row in table.listed), table.texts(), strict=True))
 
 
 def names(app: AdapterHubApp) -> list[str]:

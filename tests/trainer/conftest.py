@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.support.chat import chat_base, chat_rows, write_rows
+from tests.support.chat import chat_base
+from tests.support.trainings import recipe_document
 
 if TYPE_CHECKING:
     from adapterhub.store import Store
@@ -28,19 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def document(tmp_path: Path, base: Path) -> dict[str, Any]:
     """A recipe as plain values: 12 steps on 60 rows, about a second."""
-    write_rows(tmp_path / "data.json", chat_rows(60))
-    return {
-        "name": "paint",
-        "base": str(base),
-        "data": {"path": "data.json", "held_out": 0.2},
-        "rank": 8,
-        "alpha": 16,
-        "steps": 12,
-        "learning_rate": 5e-3,
-        "max_length": 256,
-        "seed": 3,
-        "eval": {"rows": 6},
-    }
+    return recipe_document(tmp_path, base)
 
 
 @pytest.fixture

@@ -272,6 +272,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux' /proc"
 )
@@ -291,10 +292,20 @@ def test_the_predicted_peak_is_near_that_of_a_real_training(
     changes = {"method": method, "gradient_checkpointing": checkpointing, "max_length": length}
     environment = {key: value for key, value in os.environ.items() if key != NO_HEAP}
     environment |= {} if heap else {NO_HEAP: "131072"}
+    found = [_measured(small, changes, environment) for _ in range(3 if heap else 1)]
+    found.sort(
+        key=lambda one: one["peak"]
+    )  # how torn the heap is differs from run to run: the middle one
+    middle = found[len(found) // 2]
+    near = 0.25 if heap else 0.1
+    assert middle["predicted"] == pytest.approx(middle["peak"], rel=near), found
+
+
+def _measured(small: Path, changes: dict[str, Any], environment: dict[str, str]) -> dict[str, int]:
+    """What one training in a process of its own held and was predicted to hold, in bytes."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", Path(__file__).with_name("peak.py"), small, json.dumps(changes)],
         capture_output=True, text=True, check=True, env=environment, timeout=280,
     )  # fmt: skip
-    found = json.loads(done.stdout.splitlines()[-1])
-    near = 0.25 if heap else 0.1
-    assert found["predicted"] == pytest.approx(found["peak"], rel=near), found
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -22,7 +22,8 @@ def sample_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sample")
     store = Store.open(root / "home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adapterhub.store.attestations.now", lambda *_: "2026-01-01T12:00:00+00:00")
+        for room in ("attestations", "refs"):
+            patch.setattr(f"adapterhub.store.{room}.now", lambda *_: "2026-01-01T12:00:00+00:00")
         fill(store, root)
     for place, (name, _) in enumerate(store.refs.all()):
         set_added(store, str(name), NOON + place * DAY)
@@ -65,3 +66,17 @@ def _quiet_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing on the screen moves by itself, and no colour depends on the environment."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("textual.widgets.Input.cursor_blink", False)
+
+
+@pytest.fixture(autouse=True)
+def _library_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library waits for no pause of the user, and tells ages by a time of its own."""
+    monkeypatch.setattr("adapterhub.tui.library.reading.now", lambda: float(NOON + 20 * DAY))
+    for seconds in ("MOVING_SECONDS", "RESTING_SECONDS", "TYPING_SECONDS"):
+        monkeypatch.setattr(f"adapterhub.tui.screens.library.{seconds}", 0)
+
+
+@pytest.fixture(autouse=True)
+def quick_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test knows which question it answers, and when it is there."""
+    monkeypatch.setattr("adapterhub.tui.screens.confirm.ATTENTION_SECONDS", 0.0)

@@ -1,6 +1,7 @@
 """The `tui` command: refuses where there is no terminal, and costs nothing until it is used."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -39,6 +40,45 @@ def test_loading_the_command_loads_no_screen() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "[]"
+
+
+_AT_ONCE = "1 / 0"
+_IN_A_WORKER = "self.run_worker(fail())"
+_FAULTY = """
+from adapterhub.cli.main import main
+from adapterhub.tui.screens.library import LibraryScreen
+async def fail(): 1 / 0
+def on_mount(self): {how}
+LibraryScreen.on_mount = on_mount
+main()
+"""
+
+
+@pytest.mark.parametrize(("how", "debug"), [(_AT_ONCE, False), (_IN_A_WORKER, True)])
+def test_a_fault_of_ours_ends_it_in_words_with_the_code_of_a_failure(
+    home: Path, how: str, debug: bool
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _FAULTY.format(how=how), "tui", *(["--debug"] if debug else [])],
+        env={
+            **os.environ,
+            "ADAPTERHUB_HOME": str(home),
+            "TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver",  # needs no terminal
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 1, said
+    told = "Something went wrong inside adapterhub: ZeroDivisionError: division by zero"
+    assert told in " ".join(said.split())
+    assert "--debug" in said
+    assert ("Traceback" in said) is debug
+    assert "locals" not in said
 
 
 def test_the_picture_for_readme_is_the_same_every_time_and_names_no_path(

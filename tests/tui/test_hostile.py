@@ -4,12 +4,13 @@ from pathlib import Path
 
 from adapterhub.store import Store
 from adapterhub.tui.app import AdapterHubApp
-from adapterhub.tui.model import Library, Problem, Row
-from adapterhub.tui.widgets.adapter_table import AdapterTable
+from adapterhub.tui.library.model import Library
+from adapterhub.tui.library.rows import Row
+from adapterhub.tui.library.words import instead_of_list
+from adapterhub.tui.problem import Problem
 from adapterhub.tui.widgets.detail_pane import DetailPane, Sections
-from adapterhub.tui.words import instead_of_list
 from tests.support.sample import write_adapter
-from tests.support.screen import open_app, settled
+from tests.support.screen import names, open_app, settled
 
 EVIL = "[bold red]x[/]\x1b[2J\x07[link=https://e.example]y[/link]\u202egnp.exe[@click=app.quit]z[/]"
 LITERAL = (
@@ -44,7 +45,7 @@ async def test_hostile_strings_are_shown_literally(
     app = open_app(store)
     async with app.run_test(size=(300, 80)) as pilot:
         await settled(pilot)
-        assert app.screen.query_one(AdapterTable).get_row_at(0)[0].plain == "a/evil"
+        assert names(app)[0] == "a/evil"
         drawn = screen_text(app)
         assert drawn.count(LITERAL) >= 7
         assert "README[red]![b].md" in drawn
@@ -65,7 +66,8 @@ async def test_the_filter_shows_what_was_typed(app: AdapterHubApp) -> None:
 
 def test_a_manifest_from_elsewhere_may_hold_any_base_and_kind() -> None:
     row = Row("n", "sha256:" + "0" * 64, "", kind="[b]k", base="[red]o/[/]", targets=("[u]",))
-    assert row.matches(["[red]o/[/]", "[b]k", "[u]"])
+    state = Library((row,), query="[red]o/[/] [b]k [u]", loaded=True)
+    assert state.visible == (row,)
     problem = Problem("[red]what[/]\x1b", "[b]why", "[i]hint")
     text = str(instead_of_list(Library(problem=problem, loaded=True)))
     assert "[red]what[/]\\x1b" in text

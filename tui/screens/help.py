@@ -1,4 +1,4 @@
-"""Help: what is on the screen, and every key that works where the user was, read from the bindings themselves."""
+"""Help: what the focused part and the screen are for, and every key that works there, read from the bindings themselves."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from textual.widgets import Static
 
 from adapterhub.cli.output import clean
 
-_ABOUT = """\
-The list holds every name in the store; the pane beside or below it says everything known about the one under the cursor. \
-Type / and a few words to narrow the list: each must occur in a name, base, kind or target. \
-Nothing here changes the store. What the commands add or remove while this is open appears by itself."""
-
 
 class HelpScreen(ModalScreen[None]):
     """Shown over the screen it explains; any of the usual keys closes it."""
 
-    BINDINGS = [Binding("escape,question_mark,q,enter", "dismiss", "Close", key_display="esc")]
+    BINDINGS = [
+        Binding("escape,question_mark,q,enter", "dismiss", "Close", key_display="esc"),
+        Binding("j", "scroll(1)", "Down", show=False),
+        Binding("k", "scroll(-1)", "Up", show=False),
+    ]
 
-    def __init__(self, bindings: list[ActiveBinding], store: str) -> None:
+    def __init__(self, abouts: tuple[str, ...], bindings: list[ActiveBinding], store: str) -> None:
         super().__init__()
-        self._explained = bindings
-        self._store = store
+        self._abouts, self._explained, self._store = abouts, bindings, store
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help") as frame:
             frame.border_title = "Help"
             frame.border_subtitle = "esc closes"
-            yield Static(_ABOUT, markup=False)
+            for about in self._abouts:
+                yield Static(about, markup=False, classes="about")
             yield Static(self._keys(), id="keys")
             yield Static(Content.assemble(("Store  ", "dim"), clean(self._store)))
+
+    def action_scroll(self, lines: int) -> None:
+        self.query_one("#help").scroll_relative(y=lines, animate=False)
 
     def _keys(self) -> Content:
         """A line for each action of ours (they have an id): all its keys, then what it does."""
@@ -42,7 +44,7 @@ class HelpScreen(ModalScreen[None]):
         for _, binding, _, tooltip in self._explained:
             keys.setdefault(binding.action, []).append(self.app.get_key_display(binding))
             if binding.id is not None:
-                words.setdefault(binding.action, tooltip)
+                words.setdefault(binding.action, tooltip or binding.description)
         shown = {action: " ".join(dict.fromkeys(keys[action])) for action in words}
         width = max(map(len, shown.values()), default=0)
         return Content("\n").join(

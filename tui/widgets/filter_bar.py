@@ -8,8 +8,13 @@ from textual.widgets import Input
 
 
 class FilterBar(Input):
-    """Words that an adapter's name, kind, base or targets must contain. Escape clears and leaves, enter keeps and leaves."""
+    """Words that an adapter must match. Escape clears and leaves, enter keeps and leaves."""
 
+    HELP = (
+        "Free words are looked for in the names, letter by letter, and in bases, kinds and targets. Words of the command"
+        " line narrow further: base:qwen rank:>=16 kind:dora target:q_proj method:ties parent:NAME fits:BASE unused:30d,"
+        " and damaged, marked, running."
+    )
     BINDINGS = [
         Binding(
             "escape",
@@ -27,14 +32,26 @@ class FilterBar(Input):
             id="filter.keep",
             tooltip="Keep the filter",
         ),
+        Binding(
+            "ctrl+s",
+            "save",
+            "Save",
+            id="filter.save",
+            tooltip="Keep the filter under a name; F brings it back",
+        ),
     ]
 
     class Left(Message):
         """The user is done with the filter."""
 
+    class Saved(Message):
+        """The filter is to be kept under a name."""
+
     def __init__(self) -> None:
         super().__init__(
-            placeholder="/ to filter: name, base, kind, target", compact=True, select_on_focus=False
+            placeholder="/ to filter: name, base:qwen rank:>=16 target:q_proj",
+            compact=True,
+            select_on_focus=False,
         )
 
     def action_clear(self) -> None:
@@ -43,3 +60,6 @@ class FilterBar(Input):
 
     def action_keep(self) -> None:
         self.post_message(self.Left())
+
+    def action_save(self) -> None:
+        self.post_message(self.Saved())

@@ -10,13 +10,14 @@ from typing import Any
 
 from adapterhub.base import read_base
 from adapterhub.export.card import CARD_NAME, RECORD_NAME, model_card
+from adapterhub.export.estimate import base_of
 from adapterhub.export.quantize.calibrated import (
     Method,
     find_python,
     quantise_calibrated,
     read_calibration,
 )
-from adapterhub.export.run import Exported, ProgressFactory, base_of, export
+from adapterhub.export.run import Exported, ProgressFactory, export
 from adapterhub.fsio import new_folder, remove, require_free
 from adapterhub.merge.recipe import Recipe
 from adapterhub.runs import running

@@ -29,7 +29,8 @@ _TRIES = 3
 _GENERATION = "generation"
 _COLUMNS = (
     "kind", "base", "revision", "claimed", "fingerprint", "known_repo", "rank", "alpha", "targets", "modules",
-    "parameters", "dtype", "size", "content", "event", "method", "license", "used", "config", "weights",
+    "parameters", "dtype", "size", "content", "event", "method", "license", "metric", "score", "scored_on", "used",
+    "config", "weights",
 )  # fmt: skip
 _ALL_COLUMNS = ("digest", "listed", "again", "error", "told", *_COLUMNS)
 _PUT_ADAPTER = (  # the names are ours, the values are bound
@@ -43,6 +44,7 @@ _CLEAR = (
     "DELETE FROM files WHERE adapter = ?",
     "DELETE FROM parents WHERE adapter = ?",
     "DELETE FROM based WHERE adapter = ?",
+    "DELETE FROM measured WHERE adapter = ?",
 )
 
 
@@ -246,6 +248,10 @@ class _News:
         self._insert(
             "INSERT INTO based VALUES (?, ?, ?, ?, ?, ?)",
             [(identity, b.fingerprint, b.repo, b.revision, b.how, b.at) for b in record.based],
+        )
+        self._insert(
+            "INSERT INTO measured VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(identity, *one) for one in record.measured],
         )
 
     def _join(self, digest: str) -> None:

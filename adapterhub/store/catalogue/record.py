@@ -14,6 +14,7 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.formats.peft import WEIGHTS_NAME
 from adapterhub.formats.peft_config import CONFIG_NAME
 from adapterhub.manifest import Attestation, Manifest
+from adapterhub.store.catalogue.measured import Measured, measured_by
 from adapterhub.store.store import Store
 
 CARD_NAME = "readme.md"
@@ -59,6 +60,7 @@ class Record:
     files: list[tuple[str, str, int]] = field(default_factory=list)
     parents: list[Parent] = field(default_factory=list)
     based: list[Based] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
     about: str = ""
     told: int = 0
 
@@ -82,8 +84,9 @@ def read_record(store: Store, digest: str, *, listed: bool) -> Record:
     except (AdapterHubError, OSError) as error:
         record.error, record.again, known = as_text(error), True, []
     record.told = len(known)
-    record.columns |= _known(known)
+    record.columns |= _known(known) | _scored(known)
     record.parents = [parent for item in known for parent in parents_of(item)]
+    record.measured = measured_by(known)
     record.based = [based for item in known if (based := _based(item)) is not None]
     if record.based:
         record.columns |= {
@@ -140,6 +143,29 @@ def _known(known: list[Attestation]) -> dict[str, Any]:
                 "used": known[-1].created,
             }
     return {"used": known[-1].created if known else None}
+
+
+def _scored(known: list[Attestation]) -> dict[str, Any]:
+    """What the newest evaluation measured, where it says which of its numbers that is, and on which rows."""
+    for item in reversed(known):
+        metric, result = item.body.get("metric"), item.body.get("result")
+        if item.type != "eval" or "suite" in item.body:
+            continue  # what it knew before says nothing about its task
+        if isinstance(metric, str) and isinstance(result, Mapping):
+            score = result.get(metric)
+            if isinstance(score, int | float) and not isinstance(score, bool):
+                data = item.body.get("data")
+                on = (
+                    data.get("rows_digest", data.get("digest"))
+                    if isinstance(data, Mapping)
+                    else None
+                )
+                return {
+                    "metric": metric,
+                    "score": float(score),
+                    "scored_on": on if isinstance(on, str) else None,
+                }
+    return {}
 
 
 def parents_of(item: Attestation) -> Iterator[Parent]:

@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from adapterhub.errors import AdapterHubError, UsageError
 from adapterhub.store.catalogue.cachefile import storable
 
 if TYPE_CHECKING:
-    from adapterhub.base import BaseModel
+    from adapterhub.base import BaseModel, BaseRegistry
     from adapterhub.store.catalogue.belonging import WantedBase
     from adapterhub.store.catalogue.shapes import Fitting
 
@@ -25,7 +25,11 @@ _COMPARED = re.compile(r"(?P<how>>=|<=|>|<)\s*(?P<rank>\d{1,18})\Z")
 
 
 class Found(NamedTuple):
-    """One name and what the catalogue knows of its adapter. `targets` is JSON; `base` the claim, `label` what to call it."""
+    """One name and what the catalogue knows of its adapter.
+
+    `targets` is JSON; `base` the claim, `label` what to call it; `metric` and `score` what the newest evaluation
+    measured, `scored_on` the digest of its rows.
+    """
 
     name: str
     digest: str
@@ -47,6 +51,9 @@ class Found(NamedTuple):
     event: str | None
     method: str | None
     license: str | None
+    metric: str | None
+    score: float | None
+    scored_on: str | None
     shape: int | None
     label: str | None = None
     note: str | None = None
@@ -162,6 +169,24 @@ def damage(db: sqlite3.Connection) -> list[tuple[str, AdapterHubError]]:
            ORDER BY label"""
     )
     return [(label, error_from(text)) for label, text in rows]
+
+
+def labels_of(db: sqlite3.Connection, bases: Callable[[], BaseRegistry]) -> dict[str, str]:
+    """What the bases of this machine are called, by fingerprint, where an adapter doesn't claim one itself.
+
+    `bases` is called only where one is needed: what it loads is more than all the rest of a listing.
+    """
+    if (
+        db.execute(
+            "SELECT 1 FROM adapters WHERE base ISNULL AND fingerprint NOTNULL LIMIT 1"
+        ).fetchone()
+        is None
+    ):
+        return {}
+    return {
+        record["fingerprint"]: str(record["repo"] or record["path"].rpartition("/")[2])
+        for record in reversed(bases().records())
+    }
 
 
 def error_from(text: str) -> AdapterHubError:

@@ -5,7 +5,7 @@ Nothing here is the truth: every row can be made again from the files of the sto
 
 from __future__ import annotations
 
-SCHEMA = 1
+SCHEMA = 4
 """Part of the file's name, so that two versions of adapterhub don't take the file from each other."""
 
 TABLES = (
@@ -30,8 +30,8 @@ TABLES = (
         id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, listed INTEGER NOT NULL, again INTEGER NOT NULL, error TEXT,
         kind TEXT, base TEXT, revision TEXT, claimed TEXT, fingerprint TEXT, known_repo TEXT,
         rank INTEGER, alpha REAL, targets TEXT, modules INTEGER, parameters INTEGER, dtype TEXT, size INTEGER,
-        content TEXT, event TEXT, method TEXT, license TEXT, told INTEGER NOT NULL, used TEXT,
-        config TEXT, weights TEXT, shape INTEGER
+        content TEXT, event TEXT, method TEXT, license TEXT, metric TEXT, score REAL, scored_on TEXT, told INTEGER NOT NULL,
+        used TEXT, config TEXT, weights TEXT, shape INTEGER
     )""",
     "CREATE INDEX adapters_wrong ON adapters (digest) WHERE error NOTNULL",
     "CREATE INDEX adapters_again ON adapters (digest) WHERE again",
@@ -52,6 +52,13 @@ TABLES = (
         adapter INTEGER NOT NULL, fingerprint TEXT NOT NULL, repo TEXT, revision TEXT, how TEXT NOT NULL, at TEXT NOT NULL
     )""",
     "CREATE INDEX based_of ON based (adapter)",
+    # What the newest evaluation that has it measured of an adapter: `json`, `forgetting.passed`.
+    """CREATE TABLE measured (
+        adapter INTEGER NOT NULL, key TEXT NOT NULL, measure TEXT NOT NULL, value REAL NOT NULL,
+        verdict TEXT, difference REAL, low REAL, high REAL, rows INTEGER, scored_on TEXT
+    )""",
+    "CREATE INDEX measured_of ON measured (adapter)",
+    "CREATE INDEX measured_by ON measured (key)",
     # When the journal last spoke of an adapter.
     "CREATE TABLE touched (digest TEXT PRIMARY KEY, at TEXT NOT NULL) WITHOUT ROWID",
     "CREATE VIRTUAL TABLE search USING fts5 (names, about, tokenize = 'unicode61 remove_diacritics 2')",

@@ -1,0 +1,1 @@
+"""What the chat playground knows, and who answers in it."""

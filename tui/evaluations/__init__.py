@@ -1,0 +1,1 @@
+"""Evaluations side by side: what is read, the screen's state, and its words."""

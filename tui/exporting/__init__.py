@@ -1,0 +1,1 @@
+"""What the export screen knows, asks, and says."""

@@ -1,0 +1,1 @@
+"""What the Serve place says of plans and running servers."""
