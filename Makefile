@@ -16,6 +16,8 @@ export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.cache/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # pip asks rustc for its version, and rustup then makes a folder in the home directory.
 export RUSTUP_HOME ?= $(CURDIR)/.cache/rustup
+# setup leaves modules uncompiled; where a shell forbids to keep them compiled, every process would do it again, seven seconds long.
+export PYTHONDONTWRITEBYTECODE :=
 # A run in a terminal and one in CI with no terminal do the same.
 export PYTHONUNBUFFERED := 1
 

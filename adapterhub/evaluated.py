@@ -6,12 +6,12 @@ The attestation may have been written by anybody, or by a newer version: what is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.perplexity import growth, loss_in_words
+from adapterhub.tolerant import finite, inner, mapping, text
 from adapterhub.words import counted, human_size, short
 
 if TYPE_CHECKING:
@@ -98,30 +98,30 @@ def evaluation_of(item: Attestation) -> Evaluation | None:
 
 def evaluation_in(body: Mapping[str, Any], created: str) -> Evaluation | None:
     """The same of the body of an `eval` attestation."""
-    result, data = _table(body, "result"), _table(body, "data")
+    result, data = inner(body, "result"), inner(body, "data")
     numbers = _numbers(result)
     if not numbers:
         return None
     rows = finite(result.get("rows"))
     parts, baselines = (
-        {str(name): known for name, one in _table(result, key).items() if (known := _numbers(one))}
+        {str(name): known for name, one in inner(result, key).items() if (known := _numbers(one))}
         for key in ("parts", "baselines")
     )
     return Evaluation(
         created=created,
-        suite=_text(body.get("suite")),
-        harness=_text(body.get("harness")),
-        data=_text(data.get("digest")),
-        rows_digest=_text(data.get("rows_digest")) or _text(data.get("digest")),
+        suite=text(body.get("suite")),
+        harness=text(body.get("harness")),
+        data=text(data.get("digest")),
+        rows_digest=text(data.get("rows_digest")) or text(data.get("digest")),
         rows=int(rows) if rows is not None and 0 < rows < _MOST_ROWS else None,
-        base=_text(_table(body, "base").get("fingerprint")),
+        base=text(inner(body, "base").get("fingerprint")),
         base_perplexity=finite(result.get("base_perplexity")),
         numbers=numbers,
         parts=parts,
         baselines=baselines,
-        judged=_table(result, "judged"),
-        settings=_table(body, "settings"),
-        versions=_table(body, "versions"),
+        judged=inner(result, "judged"),
+        settings=inner(body, "settings"),
+        versions=inner(body, "versions"),
     )
 
 
@@ -171,7 +171,7 @@ def difference_in_words(measure: str, found: Difference) -> str:
 def pair_in_words(body: Mapping[str, Any]) -> str:
     """What was found about QLoRA beside LoRA: `as qlora beside @1f2e…: equivalent, +0.2% (-0.1 to +0.5), …`."""
     found = difference(body.get("versus"))
-    told = [_text(body.get("word")) or "unknown"]
+    told = [text(body.get("word")) or "unknown"]
     if found is not None:
         changes = [100 * growth(one) for one in (found.estimate, found.low, found.high)]
         told.append("perplexity of qlora {:+.3g}% ({:+.3g} to {:+.3g})".format(*changes))
@@ -180,35 +180,24 @@ def pair_in_words(body: Mapping[str, Any]) -> str:
     if (rows := body.get("rows")) is not None:
         told.append(f"on {said(rows)} rows")
     for method in ("qlora", "lora"):
-        cost = _table(_table(body, "cost"), method)
+        cost = inner(inner(body, "cost"), method)
         seconds, memory = finite(cost.get("seconds")), finite(cost.get("peak_memory"))
         spent = [f"{said(seconds)} s"] if seconds is not None else []
         spent += [human_size(memory)] if memory is not None else []
         if spent:
             told.append(f"{method} took {' and '.join(spent)}")
-    other = short(_text(body.get("other")) or "?")
+    other = short(text(body.get("other")) or "?")
     return f"as {said(body.get('as'))} beside @{other}: {', '.join(told)}"
 
 
 def difference(found: object) -> Difference | None:
     """A comparison as it is attested; None where it isn't whole."""
-    table = found if isinstance(found, Mapping) else {}
+    table = mapping(found)
     estimate, low, high = (finite(table.get(key)) for key in ("difference", "low", "high"))
     if estimate is None or low is None or high is None:
         return None
     word = table.get("verdict")
     return Difference(estimate, low, high, word if word in _VERDICTS else None)
-
-
-def finite(value: object) -> float | None:
-    """A number as a float; None for anything else, infinity too."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def said(value: object) -> str:
@@ -218,9 +207,9 @@ def said(value: object) -> str:
 
 def _numbers(place: object) -> dict[str, Number]:
     """Of the whole data, or of a part."""
-    table = place if isinstance(place, Mapping) else {}
+    table = mapping(place)
     told = {PERPLEXITY: (table.get(PERPLEXITY), table.get("versus_base"))}
-    for name, measure in _table(table, "measures").items():
+    for name, measure in inner(table, "measures").items():
         one = measure if isinstance(measure, Mapping) else {"value": measure}
         told.setdefault(str(name), (one.get("value"), one.get("versus_base")))
     return {
@@ -228,12 +217,3 @@ def _numbers(place: object) -> dict[str, Number]:
         for name, (raw, versus) in told.items()
         if (value := finite(raw)) is not None
     }
-
-
-def _table(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = of.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapterhub import evaluated
 from adapterhub.manifest import Attestation
+from adapterhub.tolerant import inner, mapping
 from adapterhub.words import short
 
 _MOST = 8
@@ -61,9 +62,9 @@ def in_a_line(attestation: Attestation) -> str:
 
 
 def _merged(body: Mapping[str, Any]) -> str:
-    recipe, report = _inner(body, "recipe"), _inner(body, "report")
+    recipe, report = inner(body, "recipe"), inner(body, "report")
     known = body.get("parents")
-    parents = [_mapping(one) for one in known] if isinstance(known, list) else []
+    parents = [mapping(one) for one in known] if isinstance(known, list) else []
     names = {one.get("digest"): str(one.get("name")) for one in parents}
     inputs, weights, steps = (recipe.get(key) for key in ("parents", "weights", "steps"))
     if isinstance(steps, list):
@@ -73,7 +74,7 @@ def _merged(body: Mapping[str, Any]) -> str:
         told, how = [names.get(one, "?") for one in map(str, digests)], ""
         if isinstance(weights, list) and weights:
             told = [f"{n} ({_weight(w)})" for n, w in zip(told, weights, strict=False)]
-    parameters = "".join(f", {key} {value}" for key, value in _inner(recipe, "parameters").items())
+    parameters = "".join(f", {key} {value}" for key, value in inner(recipe, "parameters").items())
     return (
         f"{recipe.get('method')}{how} of {', '.join(told)}{parameters}; rank {report.get('rank')},"
         f" energy kept {report.get('energy_kept')}, error {report.get('error')}"
@@ -85,18 +86,18 @@ def _weight(value: object) -> str:
 
 
 def _trained(body: Mapping[str, Any]) -> str:
-    recipe, data = _inner(body, "recipe"), _inner(body, "data")
-    held_out = _inner(_inner(body, "metrics"), "held_out")
+    recipe, data = inner(body, "recipe"), inner(body, "data")
+    held_out = inner(inner(body, "metrics"), "held_out")
     how = [recipe.get("method"), recipe.get("kind"), recipe.get("objective")]
     told = [str(word) for word in how if word not in (None, "lora", "sft")] or ["lora"]
-    kept, steps = _inner(body, "kept").get("step"), body.get("steps")
+    kept, steps = inner(body, "kept").get("step"), body.get("steps")
     at = f"step {kept} of {steps}" if kept not in (None, steps) else f"{steps} steps"
     what = "pairs" if recipe.get("objective") == "dpo" else "rows"
     text = f"{', '.join(told)}, {at} on {data.get('train_rows')} {what} ({short(str(data.get('digest')))})"
     start = body.get("parents")
     if isinstance(start, list) and start:
-        text += f", from {_mapping(start[0]).get('name')}"
-    if "chosen" in str(_inner(body, "kept").get("why")):
+        text += f", from {mapping(start[0]).get('name')}"
+    if "chosen" in str(inner(body, "kept").get("why")):
         text += "; a checkpoint that wasn't chosen"
     if held_out:
         what = "accuracy" if "accuracy_after" in held_out else "perplexity"
@@ -105,13 +106,13 @@ def _trained(body: Mapping[str, Any]) -> str:
 
 
 def _exported(body: Mapping[str, Any]) -> str:
-    result, base = _inner(body, "result"), _inner(body, "base")
+    result, base = inner(body, "result"), inner(body, "base")
     loss, share = (
-        _inner(result, "bake_loss").get("total"),
-        _inner(result, "logits").get("share_lost"),
+        inner(result, "bake_loss").get("total"),
+        inner(result, "logits").get("share_lost"),
     )
     of = base.get("repo") or short(str(base.get("fingerprint")))
-    dtype = _inner(result, "weights").get("dtype")
+    dtype = inner(result, "weights").get("dtype")
     told = f"exported into {of}: rounding to {dtype} adds noise of {_percent(loss)} of the delta's size"
     return told if share is None else f"{told}, {_percent(share)} of its effect on the logits"
 
@@ -122,11 +123,3 @@ def _percent(value: object) -> str:
 
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _inner(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return _mapping(body.get(key))
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

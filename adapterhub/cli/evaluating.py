@@ -11,11 +11,10 @@ import typer
 
 from adapterhub.cli.command import Context, command, require_extra
 from adapterhub.errors import UsageError
-from adapterhub.words import counted
 
 if TYPE_CHECKING:
     from adapterhub.evaluate import EvalRow
-    from adapterhub.evaluate.table import Measured, Part
+    from adapterhub.evaluate.table import Part
 
 _ANSWERS = "Answers"
 _JUDGE = "A judge, and retrieval"
@@ -30,8 +29,6 @@ _USUAL: dict[str, Any] = {
     "max_new_tokens": 256,
 }
 """Where nothing is said; with --pair the recipe speaks first."""
-_FEW = 10
-"""Rows below which an interval is hardly one."""
 
 
 @command
@@ -218,6 +215,14 @@ def evaluate(
             help="Examples before each question; by default what the task says.",
         ),
     ] = None,
+    harness_chat: Annotated[
+        bool,
+        typer.Option(
+            "--harness-chat",
+            rich_help_panel=_HARNESS,
+            help="Ask through the base's chat template, examples as turns before; without it in plain text.",
+        ),
+    ] = False,
 ) -> None:
     """Score adapters on rows they were never trained on, beside the base: perplexity, and what they answer.
 
@@ -227,17 +232,17 @@ def evaluate(
         require_extra(package, "train")
     of_data: dict[str, object] = {"--by": by, "--format": fmt, "--limit": limit}
     of_data |= {"--held-out": held_out, "--split": split, "--split-seed": split_seed}
+    given: dict[str, object] = {"--data": data, "--suite": suite, "--prompt": prompt}
+    given |= {"--pair": pair, "--margin": margin, "--interactions": interactions}
+    given |= {"--system": system, "--server": server, "--contexts": contexts, "--rubric": rubric}
+    given |= {"--judge": judge, "--judge-model": judge_model, "--judge-against": judge_against}
+    given |= {"--measure": measure, "--max-length": max_length}
+    given |= {"--max-new-tokens": max_new_tokens}
     if harness:
         from adapterhub.cli.harness import harness as run_harness
 
-        given: dict[str, object] = {"--data": data, "--suite": suite, "--pair": pair}
-        given |= {"--interactions": interactions, "--prompt": prompt, "--measure": measure}
-        given |= {"--system": system, "--server": server, "--judge": judge, "--rubric": rubric}
-        given |= {"--judge-model": judge_model, "--judge-against": judge_against}
-        given |= {"--contexts": contexts, "--margin": margin, "--max-length": max_length}
-        given |= {"--max-new-tokens": max_new_tokens, **of_data}
         _require_none(
-            given,
+            given | of_data,
             "--harness",
             why="Its tasks bring their own questions, rows and measures.",
             hint="Ask one after the other; each is attested by itself.",
@@ -250,42 +255,19 @@ def evaluate(
             harness,
             folder=harness_tasks,
             few_shot=few_shot,
-            table=_in_words,
+            chat=harness_chat,
             how=asked,
         )
         return
-    if harness_tasks is not None or few_shot is not None:
+    if harness_tasks is not None or few_shot is not None or harness_chat:
         raise UsageError(
-            "--harness-tasks and --few-shot are for --harness.",
+            "--harness-tasks, --few-shot and --harness-chat are for --harness.",
             hint="adapterhub eval NAME base --harness TASK",
         )
-    if interactions is not None:
-        _require_none(
-            {"--suite": suite, "--prompt": prompt},
-            "--interactions",
-            why="Each adapter is asked the rows of every one's own task.",
-            hint="Name a --data FILE an adapter; leave out --interactions to ask all of them something else.",
-        )
-    elif suite is not None and not data:
-        _require_none(
-            of_data,
-            "--suite",
-            why="A suite is asked as a whole, and told apart by parts of its own.",
-            hint="Leave it out; --max-rows takes so many of each part.",
-        )
-    from adapterhub.evaluate import evaluate as run_evaluate
+    _require_all_used(given, of_data)
     from adapterhub.evaluate.judge import judge_of
     from adapterhub.evaluate.measures import parse_measure
 
-    chosen = [parse_measure(text) for text in dict.fromkeys(measure or ())]
-    judging = judge_of(judge, judge_model, rubric, judge_against)
-    answering = bool(chosen) or any(one is not None for one in (judging, prompt, suite))
-    if max_new_tokens is not None and not answering:
-        raise UsageError(
-            "--max-new-tokens: nothing is asked that would be answered.",
-            why="A perplexity is taken over the answers of the data.",
-            hint="Leave it out, or add --measure, --prompt or a judge.",
-        )
     how: dict[str, Any] = {
         "base": base,
         "fmt": fmt,
@@ -295,68 +277,105 @@ def evaluate(
         "limit": limit,
         "max_rows": max_rows,
         "max_length": max_length,
-        "measures": chosen,
+        "measures": [parse_measure(text) for text in dict.fromkeys(measure or ())],
         "by": by,
         "system": system,
         "cached": not fresh,
         "max_new_tokens": max_new_tokens,
         "dtype": dtype,
         "allow_mismatch": allow_mismatch,
-        "judge": judging,
+        "judge": judge_of(judge, judge_model, rubric, judge_against),
         "contexts": contexts,
         "server": server,
         "remark": ctx.out.note,
     }
+    files = data or []
     if pair:
         from adapterhub.cli.pairing import pair as run_pair
 
-        if interactions is not None:
-            raise UsageError("--pair and --interactions are two questions.", hint="Ask one.")
-        if server is not None:
-            raise UsageError(
-                "A pair is computed here, not by a server.", hint="Leave out --server."
-            )
-        run_pair(
-            ctx,
-            names,
-            data or [],
-            suite=suite,
-            margin=margin,
-            table=_in_words,
-            how={**how, "prompt": prompt},
-        )
+        run_pair(ctx, names, files, suite=suite, margin=margin, how={**how, "prompt": prompt})
         return
-    if margin is not None:
-        raise UsageError("--margin is for --pair.", hint="adapterhub eval QLORA LORA --pair")
     how |= {key: usual for key, usual in _USUAL.items() if how[key] is None}
     if interactions is not None:
-        _interactions(ctx, names, interactions, data or [], how)
+        from adapterhub.cli.interacting import interactions as run_interactions
+
+        run_interactions(ctx, names, interactions, files, how)
         return
-    if data is not None and len(data) > 1:
+    if len(files) > 1:
         raise UsageError(
             "Several data files are for --interactions.", hint="Evaluate on one at a time."
         )
-    with ctx.out.progress("Evaluating", _models(names, how)) as progress:
+    _one_table(ctx, names, files[0] if files else None, suite=suite, prompt=prompt, how=how)
+
+
+def _one_table(
+    ctx: Context,
+    names: Sequence[str],
+    data: Path | None,
+    *,
+    suite: str | None,
+    prompt: str | None,
+    how: Mapping[str, Any],
+) -> None:
+    """All names on one task, side by side."""
+    from adapterhub.cli.eval_words import FEW, in_words, models, remarks
+    from adapterhub.evaluate import evaluate as run_evaluate
+
+    with ctx.out.progress("Evaluating", models(names, how)) as progress:
         rows = run_evaluate(
-            ctx.store,
-            names,
-            data=data[0] if data else None,
-            suite=suite,
-            prompt=prompt,
-            progress=progress,
-            **how,
+            ctx.store, names, data=data, suite=suite, prompt=prompt, progress=progress, **how
         )
     if ctx.out.mode == "json":
         ctx.out.table([asdict(row) for row in rows], ())
         return
     if len(rows) > 1 and not any(row.kind == "base" for row in rows):
         ctx.out.note("Are they better than the base? Name it too, the word `base`, to be told.")
-    columns, lines = _in_words(rows)
+    columns, lines = in_words(rows)
     ctx.out.table(lines, columns)
     told: list[EvalRow | Part] = [*rows, *(part for row in rows for part in row.parts.values())]
-    if (fewest := min((one.rows for one in told if one.versus_base), default=_FEW)) < _FEW:
+    if (fewest := min((one.rows for one in told if one.versus_base), default=FEW)) < FEW:
         ctx.out.note(f"{fewest} rows say little, whatever their interval: it knows only these.")
-    _remarks(ctx, rows)
+    remarks(ctx, rows)
+
+
+def _require_all_used(given: Mapping[str, object], of_data: Mapping[str, object]) -> None:
+    """UsageError where an option was given that changes nothing beside the others; --harness is not among them."""
+    if given["--interactions"] is not None:
+        _require_none(
+            {"--suite": given["--suite"], "--prompt": given["--prompt"]},
+            "--interactions",
+            why="Each adapter is asked the rows of every one's own task.",
+            hint="Name a --data FILE an adapter; leave out --interactions to ask all of them something else.",
+        )
+    elif given["--suite"] is not None and not given["--data"]:
+        _require_none(
+            of_data,
+            "--suite",
+            why="A suite is asked as a whole, and told apart by parts of its own.",
+            hint="Leave it out; --max-rows takes so many of each part.",
+        )
+    answering = any(given[option] for option in ("--measure", "--judge", "--prompt", "--suite"))
+    if given["--max-new-tokens"] is not None and not answering:
+        raise UsageError(
+            "--max-new-tokens: nothing is asked that would be answered.",
+            why="A perplexity is taken over the answers of the data.",
+            hint="Leave it out, or add --measure, --prompt or a judge.",
+        )
+    if given["--pair"]:
+        _require_none(
+            {"--interactions": given["--interactions"]},
+            "--pair",
+            why="They are two questions.",
+            hint="Ask one.",
+        )
+        _require_none(
+            {"--server": given["--server"]},
+            "--pair",
+            why="A pair is computed here, not by a server.",
+            hint="Leave out --server.",
+        )
+    elif given["--margin"] is not None:
+        raise UsageError("--margin is for --pair.", hint="adapterhub eval QLORA LORA --pair")
 
 
 def _require_none(given: Mapping[str, object], beside: str, *, why: str, hint: str) -> None:
@@ -368,101 +387,3 @@ def _require_none(given: Mapping[str, object], beside: str, *, why: str, hint: s
     ]
     if idle:
         raise UsageError(f"{', '.join(idle)}: not with {beside}.", why=why, hint=hint)
-
-
-def _interactions(
-    ctx: Context, names: Sequence[str], merged: str, data: Sequence[Path], how: dict[str, Any]
-) -> None:
-    """A table a task, and what was kept beside what the weights promised."""
-    from adapterhub.evaluate.interactions import interactions as run_interactions
-    from adapterhub.evaluate.subjects import BASE
-
-    units = _models([BASE, *names, merged], how) * len(data)
-    with ctx.out.progress("Evaluating", units) as progress:
-        found = run_interactions(ctx.store, names, merged, data, progress=progress, **how)
-    if ctx.out.mode == "json":
-        ctx.out.table([asdict(one) for one in found], ())
-        return
-    for one in found:
-        columns, lines = _in_words(one.rows)
-        ctx.out.table(lines, columns, title=one.data)
-        _remarks(ctx, one.rows)
-    told = [
-        {
-            "adapter": one.adapter,
-            "gain": one.gain,
-            "kept of it": None if one.kept is None else f"{one.kept:.0%}",
-            "held of its weights": None if one.retained is None else f"{one.retained:.0%}",
-            "nearest cosine": one.cosine,
-        }
-        for one in found
-    ]
-    ctx.out.table(told, list(told[0]), ids="adapter", title=f"What {merged} kept")
-
-
-def _models(names: Sequence[str], how: dict[str, Any]) -> int:
-    """How many lines are computed, those of the base asked otherwise among them."""
-    return len(set(names)) + sum(how[key] is not None for key in ("system", "contexts"))
-
-
-def _remarks(ctx: Context, rows: Sequence[EvalRow]) -> None:
-    """What should be known before the numbers are relied on."""
-    from adapterhub.evaluate.judge import in_words
-
-    if left_out := rows[0].left_out:
-        ctx.out.note(
-            f"Left out for all: {counted(left_out, 'row')} whose answer has no room within --max-length."
-        )
-    for text in in_words(rows):
-        ctx.out.note(text)
-
-
-def _in_words(rows: Sequence[EvalRow]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The table for people: a line a model, and below it one for each part of the data."""
-    measures = list(rows[0].measures)
-    columns = ["name", "kind", "perplexity"]
-    if any(row.versus_base for row in rows):
-        columns.append("against base")
-    columns += [*measures, "tokens", "rows"]
-    if measures:
-        columns.append("tokens/s")
-    if any(row.answer is not None for row in rows):
-        columns.append("answer")
-    lines = []
-    for row in rows:
-        lines.append(
-            {
-                "name": row.name,
-                "kind": row.kind,
-                "tokens": row.tokens,
-                "tokens/s": row.tokens_per_second,
-                "answer": row.answer,
-                **_cells(row),
-            }
-        )
-        lines += [
-            {"name": f"  {name or 'the rest'}", "kind": None, **_cells(part)}
-            for name, part in row.parts.items()
-        ]
-    return columns, lines
-
-
-def _cells(part: EvalRow | Part) -> dict[str, Any]:
-    """What a model and a part of the data are told alike."""
-    from adapterhub.perplexity import loss_in_words
-
-    versus = part.versus_base
-    return {
-        "perplexity": part.perplexity,
-        "rows": part.rows,
-        "against base": loss_in_words(versus.verdict, versus.difference, versus.low, versus.high)
-        if versus
-        else None,
-        **{name: _measured(one) for name, one in part.measures.items()},
-    }
-
-
-def _measured(one: Measured) -> str:
-    """`0.62 (better)`."""
-    word = one.versus_base.verdict if one.versus_base else None
-    return f"{one.value:.3g}" + (f" ({word})" if word else "")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapterhub.cli.command import Context
+from adapterhub.cli.eval_words import in_words
 from adapterhub.words import counted, short
 
-if TYPE_CHECKING:
-    from adapterhub.evaluate import EvalRow
-
-InWords = Callable[[Sequence["EvalRow"]], tuple[list[str], list[dict[str, Any]]]]
 _EMPTY = ("perplexity", "against base", "tokens", "tokens/s")
 """Columns that tasks of the harness have nothing for."""
 
@@ -25,15 +22,22 @@ def harness(
     *,
     folder: Path | None,
     few_shot: int | None,
-    table: InWords,
+    chat: bool,
     how: Mapping[str, Any],
 ) -> None:
-    """Asks every name every task; `table` puts the lines of one into words."""
+    """Asks every name every task."""
     from adapterhub.evaluate.harness import evaluate_with_harness
 
     with ctx.out.progress("Evaluating", len(dict.fromkeys(names))) as progress:
         found = evaluate_with_harness(
-            ctx.store, names, tasks, folder=folder, few_shot=few_shot, progress=progress, **how
+            ctx.store,
+            names,
+            tasks,
+            folder=folder,
+            few_shot=few_shot,
+            chat=chat,
+            progress=progress,
+            **how,
         )
     if ctx.out.mode == "json":
         told = [
@@ -44,7 +48,7 @@ def harness(
         ctx.out.table(told, ())
         return
     for one in found:
-        columns, lines = table(one.rows)
+        columns, lines = in_words(one.rows)
         kept = [column for column in columns if column not in _EMPTY]
         ctx.out.table(lines, kept, title=f"{one.task}, data sha256:{short(one.digest)}")
         if one.truncated:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.cli.eval_words import in_words
 from adapterhub.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.cli.command import Context
-    from adapterhub.evaluate import EvalRow
-
-InWords = Callable[[Sequence["EvalRow"]], tuple[list[str], list[dict[str, Any]]]]
-"""The table of an evaluation for people: its columns and lines."""
 
 
 def pair(
@@ -24,7 +21,6 @@ def pair(
     *,
     suite: str | None,
     margin: float | None,
-    table: InWords,
     how: Mapping[str, Any],
 ) -> None:
     """Evaluates the two, and prints everything that was found. `how`: as `evaluate` takes it."""
@@ -48,7 +44,7 @@ def pair(
     if ctx.out.mode != "human":
         ctx.out.record(asdict(found), ids=("word",))
         return
-    columns, lines = table(found.rows)
+    columns, lines = in_words(found.rows)
     ctx.out.table(lines, columns)
     told = {"verdict": found.verdict}
     for name, one in found.measures.items():

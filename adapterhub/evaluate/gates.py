@@ -33,11 +33,11 @@ from typing import Any
 from adapterhub.errors import GateError
 from adapterhub.evaluate.measures import parse_measure
 from adapterhub.evaluate.suite import SHIPPED, load_suite
-from adapterhub.evaluated import finite
 from adapterhub.manifest import Attestation
 from adapterhub.names import Name
 from adapterhub.perplexity import growth
 from adapterhub.settings import Demand, Gate
+from adapterhub.tolerant import finite, inner
 from adapterhub.words import short
 
 MAX_LENGTH = 1024
@@ -131,18 +131,18 @@ def _finding(
 def _is_about(demand: Demand, body: Mapping[str, Any]) -> bool:
     if demand.suite is not None:
         return body.get("suite") == suite_name(demand.suite)
-    digest = _table(body, "data").get("digest")
+    digest = inner(body, "data").get("digest")
     return isinstance(digest, str) and digest.startswith(str(demand.data))
 
 
 def _stale(body: Mapping[str, Any], demand: Demand, home: Home) -> str | None:
     """Why an evaluation doesn't count, or None."""
-    data, settings = _table(body, "data"), _table(body, "settings")
+    data, settings = inner(body, "data"), inner(body, "settings")
     if demand.suite is not None and data.get("digest") != suite_digest(demand.suite):
         return "evaluated on another version of the suite"
     if home.fingerprint is None:
         return "not known to which base it belongs: add it with --base"
-    base = _table(body, "base")
+    base = inner(body, "base")
     if base.get("fingerprint") != home.fingerprint:
         return "evaluated on another base than the adapter's"
     if home.present and base.get("config") != home.config:
@@ -169,7 +169,7 @@ def _stale(body: Mapping[str, Any], demand: Demand, home: Home) -> str | None:
         parse_measure(demand.measure).identity not in _list(settings, "measures")
     ):
         return "held against another schema, or not against any"
-    judge = _table(settings, "judge").get("digest")
+    judge = inner(settings, "judge").get("digest")
     if demand.judge is not None and not (isinstance(judge, str) and judge.startswith(demand.judge)):
         return "judged by another judge, or by other rules"
     return None
@@ -186,8 +186,8 @@ def suite_name(suite: str) -> str:
 
 
 def _held(demand: Demand, body: Mapping[str, Any], current: str | None) -> tuple[bool, str]:
-    result = _table(body, "result")
-    place = _table(_table(result, "parts"), demand.part) if demand.part is not None else result
+    result = inner(body, "result")
+    place = inner(inner(result, "parts"), demand.part) if demand.part is not None else result
     measure = _measure_name(demand)
     value = _number(place, measure)
     if value is None:
@@ -224,14 +224,14 @@ def _versus(
 ) -> Mapping[str, Any] | None:
     """The comparison that is asked for: with the base, or with what the name means now (of the whole data)."""
     if demand.than == "current":
-        place = _table(_table(result, "versus"), current)
+        place = inner(inner(result, "versus"), current or "")
         if demand.measure != "perplexity":
-            place = _table(_table(place, "measures"), _measure_name(demand))
-        found = place if demand.measure != "perplexity" else _table(place, "loss")
+            place = inner(inner(place, "measures"), _measure_name(demand))
+        found = place if demand.measure != "perplexity" else inner(place, "loss")
     elif demand.measure == "perplexity":
-        found = _table(place, "versus_base")
+        found = inner(place, "versus_base")
     else:
-        found = _table(_table(_table(place, "measures"), _measure_name(demand)), "versus_base")
+        found = inner(inner(inner(place, "measures"), _measure_name(demand)), "versus_base")
     return found if finite(found.get("difference")) is not None else None
 
 
@@ -245,7 +245,7 @@ def _number(place: Mapping[str, Any], measure: str) -> float | None:
     if measure == "perplexity":
         value = place.get("perplexity")
     else:
-        value = _table(_table(place, "measures"), measure).get("value")
+        value = inner(inner(place, "measures"), measure).get("value")
     return finite(value)
 
 
@@ -258,12 +258,6 @@ def _measure_name(demand: Demand) -> str:
 def _list(of: Mapping[str, Any], key: str) -> Sequence[Any]:
     found = of.get(key)
     return found if isinstance(found, list | tuple) else ()
-
-
-def _table(of: Mapping[str, Any], key: str | None) -> Mapping[str, Any]:
-    """The mapping at `key`; an empty one where there is none: an attestation may come from anywhere."""
-    found = of.get(key) if key is not None else None
-    return found if isinstance(found, Mapping) else {}
 
 
 def in_words(demand: Demand) -> str:

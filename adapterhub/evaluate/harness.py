@@ -20,6 +20,7 @@ from adapterhub.data import stop_token_ids, template_digest
 from adapterhub.errors import UsageError
 from adapterhub.evaluate import models
 from adapterhub.evaluate.attesting import body_of
+from adapterhub.evaluate.harness_chat import Turns
 from adapterhub.evaluate.harness_peace import guest, in_peace
 from adapterhub.evaluate.harness_tasks import (
     Leaf,
@@ -67,6 +68,7 @@ def evaluate_with_harness(
     base: str | None = None,
     max_rows: int | None = None,
     few_shot: int | None = None,
+    chat: bool = False,
     dtype: str = "float32",
     progress: Progress | None = None,
     allow_mismatch: bool = False,
@@ -81,9 +83,10 @@ def evaluate_with_harness(
         folder: of tasks of one's own; whatever Python is in it is run.
         max_rows: ask so many samples of each task.
         few_shot: examples given before each question; None leaves it to the tasks.
+        chat: ask through the base's chat template, examples as turns before; else in plain text, as the harness does.
         cached: take what was found of the same task and the same weights before; what is found is kept either way.
 
-    Raises, before anything is loaded, what `load_units` raises, UsageError, NotFoundError and IncompatibleError.
+    Raises, before any weights are loaded, what `load_units` and `Turns` raise, UsageError, NotFoundError and IncompatibleError.
     """
     models.require_libraries()
     if not names:
@@ -94,9 +97,9 @@ def evaluate_with_harness(
     subjects = [find_subject(store, name) for name in names]
     require_attachable(store, subjects)
     base_model = shared_base_of(store, subjects, base, allow_mismatch=allow_mismatch)
-    units = load_units(tasks, folder, max_rows, few_shot)
     home = base_model.path if base_model else next(s.folder for s in subjects if s.folder)
     tokenizer = models.load_tokenizer(home)
+    units = load_units(tasks, folder, max_rows, few_shot, Turns(tokenizer) if chat else None)
     backend = Local(
         store, base_model, tokenizer, stop_token_ids(tokenizer, home), dtype, BATCH_TOKENS
     )
@@ -267,7 +270,11 @@ def _facts(
             "truncated": table.truncated,
             "dropped": 0,
         },
-        "settings": {**asdict(settings), "tasks": tasks, "chat_template": False},
+        "settings": {
+            **asdict(settings),
+            "tasks": tasks,
+            "chat_template": unit.leaves[0].chat is not None,
+        },
         "base": {
             "repo": base.repo,
             "revision": base.revision,

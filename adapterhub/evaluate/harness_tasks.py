@@ -26,6 +26,7 @@ from adapterhub.errors import (
     NotFoundError,
     UsageError,
 )
+from adapterhub.evaluate.harness_chat import Turns
 from adapterhub.evaluate.harness_peace import SEED, drawn_alike, guest, in_peace, stumbling
 from adapterhub.evaluate.scoring import not_finite
 from adapterhub.words import did_you_mean
@@ -65,6 +66,8 @@ class Leaf:
     """Of everything that the task asks."""
     rows_digest: str
     """Of what is asked after max_rows."""
+    chat: Turns | None
+    """Questions are turns of a conversation, and this makes the text of it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,11 @@ def require_harness() -> None:
 
 
 def load_units(
-    names: Sequence[str], folder: Path | None, max_rows: int | None, few_shot: int | None
+    names: Sequence[str],
+    folder: Path | None,
+    max_rows: int | None,
+    few_shot: int | None,
+    chat: Turns | None = None,
 ) -> list[Unit]:
     """Each name with its tasks and their questions. Nothing is fetched.
 
@@ -103,6 +110,7 @@ def load_units(
         folder: of tasks of one's own. They are programs: their functions and templates run with the rights of this process.
         max_rows: ask so many samples of each task.
         few_shot: give each question so many answered ones first; None leaves it to the tasks.
+        chat: ask through a chat template, examples as turns before; None asks in plain text.
 
     Raises NotFoundError (no such task, folder or data set on this machine), UsageError (a task that runs what a model
     writes, that shows pictures, or that fixes its own examples; a folder of far too much) and FormatError (a task that
@@ -124,7 +132,10 @@ def load_units(
             return files if _lies_in(folder, own) or _lies_in(folder, index[name]) else {}
 
         return [
-            Unit(name, tuple(_leaf(task, max_rows, few_shot, around(name, task)) for task in tasks))
+            Unit(
+                name,
+                tuple(_leaf(one, max_rows, few_shot, chat, around(name, one)) for one in tasks),
+            )
             for name, tasks in loaded.items()
         ]
 
@@ -271,7 +282,13 @@ def _without_places(content: bytes) -> bytes:
     return str(yaml.serialize(root)).encode(errors="surrogatepass")
 
 
-def _leaf(task: Any, max_rows: int | None, few_shot: int | None, files: Mapping[str, str]) -> Leaf:
+def _leaf(
+    task: Any,
+    max_rows: int | None,
+    few_shot: int | None,
+    chat: Turns | None,
+    files: Mapping[str, str],
+) -> Leaf:
     """The task with its examples settled, and digests of everything it asks.
 
     `files`: digests of the programs that may be part of it.
@@ -293,7 +310,7 @@ def _leaf(task: Any, max_rows: int | None, few_shot: int | None, files: Mapping[
             "settings": settings,
             "files": files,
         }
-        questions = _questions(task, None)
+        questions = _questions(task, chat)
         some = questions if max_rows is None else questions[:max_rows]
         requests = sum(len(asked) for _, asked in some)
     return Leaf(
@@ -303,18 +320,24 @@ def _leaf(task: Any, max_rows: int | None, few_shot: int | None, files: Mapping[
         requests,
         _digest({**fixed_facts, "questions": questions}),
         _digest({**fixed_facts, "questions": some}),
+        chat,
     )
 
 
-def _questions(task: Any, limit: int | None) -> list[tuple[Any, list[Any]]]:
+def _questions(task: Any, chat: Turns | None) -> list[tuple[Any, list[Any]]]:
     """Each document, and what is asked of a model for it."""
     task.set_fewshot_seed(SEED)
     with drawn_alike():
-        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        task.build_all_requests(chat_template=chat, rank=0, world_size=1, **_as_turns(chat))
     found: dict[int, tuple[Any, list[Any]]] = {}
     for one in task.instances:
         found.setdefault(one.doc_id, (one.doc, []))[1].append([one.request_type, *one.args])
     return list(found.values())
+
+
+def _as_turns(chat: Turns | None) -> dict[str, bool]:
+    """Options of the harness."""
+    return dict.fromkeys(("apply_chat_template", "fewshot_as_multiturn"), chat is not None)
 
 
 def ask_task(
@@ -339,6 +362,7 @@ def ask_task(
         left -= done
         on_requests(done)
 
+    lm.apply_chat_template = leaf.chat  # the harness would render the date of today
     with in_peace(advance), drawn_alike(), stumbling(leaf.name):
         found = guest("evaluator").evaluate(
             lm,
@@ -346,6 +370,7 @@ def ask_task(
             limit=max_rows,
             bootstrap_iters=0,
             confirm_run_unsafe_code=True,  # refused when it was loaded, unless it was allowed
+            **_as_turns(leaf.chat),
         )
         if any(_is_nan(answer) for one in task.instances for answer in one.resps):
             raise not_finite()

@@ -16,8 +16,9 @@ from typing import Any
 from adapterhub.evaluate.baselines import PROMPTED
 from adapterhub.evaluate.contexts import RETRIEVED
 from adapterhub.evaluate.subjects import BASE
-from adapterhub.evaluated import PERPLEXITY, Difference, difference, finite
+from adapterhub.evaluated import PERPLEXITY, Difference, difference
 from adapterhub.manifest import Attestation
+from adapterhub.tolerant import finite, inner, mapping, text
 
 JUDGE = "judge"
 """What a judge's verdicts are called among the measures: that, or `judge=...`."""
@@ -221,9 +222,9 @@ def _table(
     last = newest[-1].body
     return Table(
         condition=condition,
-        repo=_text(_mapping(last.get("base")).get("repo")) or "",
+        repo=text(inner(last, "base").get("repo")) or "",
         path=paths.get(condition.data, ""),
-        count=_count(_mapping(last.get("result")).get("rows")),
+        count=_count(inner(last, "result").get("rows")),
         columns=columns[:MOST_COLUMNS],
         base=tuple(Line(name, None, base[name]) for name in _BASES if name in base),
         lines=tuple(lines),
@@ -280,27 +281,27 @@ def _read(whose: Known, item: Attestation) -> _Found | None:
     if item.type != "eval":
         return None
     body = item.body
-    data, settings = _mapping(body.get("data")), _mapping(body.get("settings"))
-    digest = _text(data.get("digest"))
+    data, settings = inner(body, "data"), inner(body, "settings")
+    digest = text(data.get("digest"))
     if digest is None:
         return None
     condition = Condition(
-        suite=_text(body.get("suite")),
-        harness=_text(body.get("harness")),
+        suite=text(body.get("suite")),
+        harness=text(body.get("harness")),
         data=digest,
-        rows=_text(data.get("rows_digest")),
+        rows=text(data.get("rows_digest")),
         left_out=_count(data.get("dropped")) or 0,
-        base=_text(_mapping(body.get("base")).get("fingerprint")),
+        base=text(inner(body, "base").get("fingerprint")),
         settings={key: value for key, value in settings.items() if key not in _APART},
         others={key: value for key, value in body.items() if key not in _NO_CONDITION},
     )
     found = _Found(whose, item.created, condition, body)
-    result = _mapping(body.get("result"))
+    result = inner(body, "result")
     _take(found, result, None, settings)
-    for part, numbers in _mapping(result.get("parts")).items():
-        _take(found, _mapping(numbers), part, settings)
+    for part, numbers in inner(result, "parts").items():
+        _take(found, mapping(numbers), part, settings)
     for kind, name in _BASELINES.items():
-        _take_baseline(found, name, _mapping(_mapping(result.get("baselines")).get(kind)), settings)
+        _take_baseline(found, name, mapping(inner(result, "baselines").get(kind)), settings)
     return found if found.cells else None
 
 
@@ -317,9 +318,9 @@ def _take(
         if theirs is None and against is not None and loss is not None:
             theirs = _exp(loss - against.estimate)
         found.of_base(BASE, column, theirs)
-    measures = _mapping(numbers.get("measures"))
+    measures = inner(numbers, "measures")
     for column in _measured(measures, part, settings):
-        one = _mapping(measures[column.measure])
+        one = mapping(measures[column.measure])
         if (value := finite(one.get("value"))) is not None:
             against = difference(one.get("versus_base"))
             found.cells[column] = Cell(value, against, found.created)
@@ -332,7 +333,7 @@ def _take_baseline(
 ) -> None:
     """Takes the numbers of the base as it was asked otherwise."""
     found.of_base(name, Column(PERPLEXITY), finite(numbers.get("perplexity")))
-    measures = _mapping(numbers.get("measures"))
+    measures = inner(numbers, "measures")
     for column in _measured(measures, None, settings):
         found.of_base(name, column, finite(measures[column.measure]))
 
@@ -347,7 +348,7 @@ def _measured(
     listed = settings.get("measures")
     told = [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
     files = " ".join(sorted(one for one in told if one not in measures))
-    judge = ", ".join(f"{k} {v}" for k, v in sorted(_mapping(settings.get("judge")).items()))
+    judge = ", ".join(f"{k} {v}" for k, v in sorted(inner(settings, "judge").items()))
     places = {name: place for place, name in enumerate(told)}
     for name in sorted(measures, key=lambda name: (places.get(name, len(told)), name)):
         rest = judge if name.partition("=")[0] == JUDGE else files
@@ -359,18 +360,10 @@ def _trained_on(known: Known) -> Iterator[tuple[str, str]]:
     """The digest of the data that the adapter was trained on, and the file that it was in."""
     for item in known.attestations:
         if item.type == "provenance":
-            digest = _text(_mapping(item.body.get("data")).get("digest"))
-            data = _mapping(_mapping(item.body.get("recipe")).get("data"))
-            if digest and (path := _text(data.get("path"))):
+            digest = text(inner(item.body, "data").get("digest"))
+            data = inner(inner(item.body, "recipe"), "data")
+            if digest and (path := text(data.get("path"))):
                 yield digest, path
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _count(value: object) -> int | None:

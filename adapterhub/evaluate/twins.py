@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import IncompatibleError, UsageError
-from adapterhub.evaluated import finite
+from adapterhub.tolerant import finite
 from adapterhub.words import short, shown
 
 if TYPE_CHECKING:

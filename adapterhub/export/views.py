@@ -39,6 +39,7 @@ from adapterhub.formats.safetensors import TORCH_NAMES
 from adapterhub.lora.rows import Held, Rows, whole
 from adapterhub.merge.weights import BaseWeights, opened_base
 from adapterhub.store import Resolved, Store
+from adapterhub.tolerant import inner, mapping
 
 ORIGINAL, TRAINED = "original", "trained"
 _KEPT = 8
@@ -141,10 +142,10 @@ def trained_on(store: Store, digest: str, base: BaseModel) -> FourBit | None:
     for attestation in store.attestations(digest):
         body = attestation.body
         if attestation.type == "provenance" and body.get("event") == "trained":
-            where = _table(_table(body.get("hardware")).get("device")).get("dtype")
-            told.append((_table(body.get("base")).get("quantization"), where))
+            where = inner(inner(body, "hardware"), "device").get("dtype")
+            told.append((inner(body, "base").get("quantization"), where))
     for quantization, dtype in told:
-        stated = _table(quantization)
+        stated = mapping(quantization)
         if (kind := KINDS.get(str(stated.get("type")))) is not None:
             double = bool(stated.get("double_quantization", True))
             named = stated.get("dtype", dtype)
@@ -304,10 +305,6 @@ class _Kept:
                 if len(self._found) > _KEPT:
                     self._computing.pop(self._found.popitem(last=False)[0], None)
             return scales
-
-
-def _table(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _document(how: FourBit | None) -> dict[str, Any] | None:

@@ -15,19 +15,21 @@ from adapterhub.errors import (
     AdapterHubError,
     FormatError,
     GateError,
+    IncompatibleError,
     MissingDependencyError,
     NotFoundError,
     UsageError,
 )
 from adapterhub.evaluate import models
 from adapterhub.evaluate.harness import TaskTable, evaluate_with_harness
+from adapterhub.evaluate.harness_chat import Turns
 from adapterhub.evaluate.harness_peace import guest, in_peace
 from adapterhub.evaluate.harness_tasks import load_units
 from adapterhub.evaluate.intervals import ratio_interval
 from adapterhub.names import parse_name
 from adapterhub.store import Store
 from tests.cli.calling import call
-from tests.support.chat import chat_base
+from tests.support.chat import CHATML, chat_base
 from tests.support.models import peft_adapter
 from tests.support.parrot import other_beginning, parrot
 
@@ -178,13 +180,15 @@ def test_answers_are_written_and_filtered_as_the_task_says(
     assert verdict(twice, 1, "exact_match,last") == "same"
 
 
+@pytest.mark.parametrize("chat", [False, True])
 def test_choices_are_those_of_a_plain_loop_and_of_the_harness_itself(
-    store: Store, base: Path, tmp_path: Path
+    store: Store, tmp_path: Path, chat: bool
 ) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    base = chat_base(tmp_path / "base")
     made = peft_adapter(base, tmp_path / "peft", seed=3, strength=0.5, r=4)
     store.add_folder(made, name="one", base=str(base))
     draw = random.Random(1)
@@ -212,15 +216,19 @@ def test_choices_are_those_of_a_plain_loop_and_of_the_harness_itself(
             {"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False},
         ],
     )
-    (table,) = asked(store, ["one", "base"], folder, "letters", base=str(base))
+    (table,) = asked(store, ["one", "base"], folder, "letters", base=str(base), chat=chat)
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(plain, made).eval()
 
     def likelihood(ask: str, choice: str) -> float:
-        ids = tokenizer(f"{ask} {choice}")["input_ids"]
-        known = len(tokenizer(ask)["input_ids"])
+        begun = f"{ask} "
+        if chat:
+            turn = [{"role": "user", "content": ask}]
+            begun = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(f"{begun}{choice}")["input_ids"]
+        known = len(tokenizer(begun.rstrip())["input_ids"])  # blanks before a choice are its own
         with torch.no_grad():
             told = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         return sum(float(told[at - 1, ids[at]]) for at in range(known, len(ids)))
@@ -243,6 +251,7 @@ def test_choices_are_those_of_a_plain_loop_and_of_the_harness_itself(
             tasks=["letters"],
             task_manager=guest("tasks").TaskManager(include_path=folder, include_defaults=False),
             bootstrap_iters=0,
+            apply_chat_template=chat,
         )
     assert own is not None
     for measure in ("acc", "acc_norm", "brier_score"):
@@ -253,6 +262,33 @@ def test_choices_are_those_of_a_plain_loop_and_of_the_harness_itself(
         "of all samples at once"
     )
     assert value(table, 0, "brier_score") != value(table, 1, "brier_score")
+
+
+def test_turns_are_those_of_the_template_and_the_date_stands_still(bird: Path) -> None:
+    tokenizer = models.load_tokenizer(bird)
+    tokenizer.chat_template = CHATML.replace("{% for", "{{ strftime_now('%Y') }}{% for", 1)
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": " It is "}]
+    expected = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+    text = Turns(tokenizer)(turns, add_generation_prompt=False)
+    assert text.rstrip()[4:] == expected.rstrip()[4:]
+    assert text.endswith("assistant\n It is")
+    whole = Turns(tokenizer)(turns)
+    assert whole.endswith(" It is <|im_end|>\n<|im_start|>assistant\n")
+    assert whole.startswith("2024<|im_start|>user")
+    tokenizer.chat_template = None
+    with pytest.raises(IncompatibleError, match="no chat template"):
+        Turns(tokenizer)
+
+
+def test_asked_through_the_template_it_is_another_task(tmp_path: Path) -> None:
+    folder = choosing(tmp_path / "tasks", ["red", "cow", "red"])
+    turns = Turns(models.load_tokenizer(chat_base(tmp_path / "base")))
+    (plain,) = load_units(["animals"], folder, None, None)
+    (chat,) = load_units(["animals"], folder, None, 1, turns)
+    assert plain.digest != chat.digest
+    for leaf, parts in ((plain.leaves[0], 0), (chat.leaves[0], 4)):
+        text = leaf.task.instances[0].args[0]
+        assert text.count("<|im_start|>") == parts, "question, answer, question, and what comes"
 
 
 def test_a_group_is_one_table_with_its_tasks_as_parts(

@@ -11,8 +11,9 @@ from itertools import zip_longest
 from typing import Any
 
 from adapterhub.cli.output import clean
-from adapterhub.evaluated import PAIR, finite
+from adapterhub.evaluated import PAIR
 from adapterhub.manifest import Attestation
+from adapterhub.tolerant import finite
 from adapterhub.tui.facts import Fact, Names, Section, listed, moment, said, tell
 from adapterhub.tui.library.evaluated import Body, evaluated, paired, take
 from adapterhub.words import human_count, human_size

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapterhub.cli.output import clean
 from adapterhub.evaluated import PERPLEXITY, difference, difference_in_words, pair_in_words
+from adapterhub.tolerant import inner, mapping
 from adapterhub.tui.facts import Fact, Names, said, tell
 from adapterhub.words import human_count
 
@@ -44,7 +45,7 @@ def evaluated(body: Body, names: Names) -> Iterator[Fact]:
     for name, part in take(result, "parts").items():
         yield Fact(f"· {clean(name)}", _part(part))
     for digest, rival in take(result, "versus").items():
-        beside = _loss(_mapping(_mapping(rival).get("loss")))
+        beside = _loss(mapping(mapping(rival).get("loss")))
         if beside:
             yield Fact("beside", f"{said(digest, names)}: {beside}")
     yield from tell(result, names)
@@ -68,16 +69,12 @@ def take(body: Body, key: str) -> Body:
     return dict(body.pop(key)) if isinstance(body.get(key), Mapping) else {}
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _part(part: object) -> str:
     """`perplexity 77 (worse, +36.6% (+6.32 to +87.9)), passed 0.17`."""
-    known = dict(_mapping(part))
+    known = dict(mapping(part))
     told = []
     if (perplexity := known.get("perplexity")) is not None:
-        against = _loss(_mapping(known.get("versus_base")))
+        against = _loss(inner(known, "versus_base"))
         told.append(f"perplexity {said(perplexity)}" + (f" ({against})" if against else ""))
     told += [f"{clean(name)} {_measured(one)}" for name, one in take(known, "measures").items()]
     return ", ".join(told) or said(part)
@@ -85,7 +82,7 @@ def _part(part: object) -> str:
 
 def _measured(measure: object) -> str:
     """`0.5 (better, +0.1 (+0.02 to +0.18))`."""
-    known = _mapping(measure)
+    known = mapping(measure)
     told = said(known.get("value", measure))
     versus = difference(known.get("versus_base"))
     return told if versus is None else f"{told} ({difference_in_words('', versus)})"
