@@ -138,7 +138,8 @@ def against_plain(settings: dict[str, Any], made: Sequence[Path], folder: Path, 
     print(
         f"\npeak with one adapter {single.peak / 1e9:.2f} GB, with four {ours.peak / 1e9:.2f} GB"
         f" ({ours.peak / single.peak:.2f} x)"
-        f"\nstart and load {once['load']:.1f} s, one pass {once['pass']:.1f} s;"
+        f"\nstart and load {once['load']:.1f} s, PEFT imported and one adapter attached {once['attach']:.1f} s,"
+        f" one pass {once['pass']:.1f} s;"
         f" load + {ADAPTERS} passes {most:.1f} s ({most_cpu:.1f} of the processor), and `eval` took"
         f" {ours.wall:.1f} ({ours.cpu:.1f}): {ours.wall / most:.2f} x ({ours.cpu / most_cpu:.2f} x)"
     )

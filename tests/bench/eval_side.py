@@ -90,17 +90,26 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """From the start of the process to a loaded base, and one pass with an adapter attached: seconds, and of the processor."""
+    """From the start of the process to a loaded base, the first adapter attached, and one pass with it: seconds, and of the processor."""
     from adapterhub.evaluate.models import attached, load_model
     from adapterhub.evaluate.scoring import score_rows
 
     rows = rows_of(settings)
     model = load_model(Path(settings["base"]), "float32")
     load, load_cpu = time.monotonic() - BEGAN, time.process_time()
+    began, began_cpu = time.monotonic(), time.process_time()
     with attached(model, Path(settings["adapter"])) as wrapped:
+        attach, attach_cpu = time.monotonic() - began, time.process_time() - began_cpu
         score_rows(wrapped, rows[:1])  # what only the first call does
         forward = inside("pass", lambda: score_rows(wrapped, rows))
-    return {"load": load, "load_cpu": load_cpu, "pass": forward.wall, "pass_cpu": forward.cpu}
+    return {
+        "load": load,
+        "load_cpu": load_cpu,
+        "attach": attach,
+        "attach_cpu": attach_cpu,
+        "pass": forward.wall,
+        "pass_cpu": forward.cpu,
+    }
 
 
 def harness(settings: Mapping[str, Any]) -> dict[str, Any]:
