@@ -57,6 +57,8 @@ class Evaluation:
     rows_digest: str | None
     """Of the rows that were evaluated."""
     rows: int | None
+    trained_on: int
+    """Of the rows, those that the adapter is known to have been trained on."""
     base: str | None
     """The fingerprint of the base it was attached to."""
     base_perplexity: float | None
@@ -87,6 +89,8 @@ class Evaluation:
         """On how many rows of what: `12 held-out rows of data 4f1c8a02ffff`."""
         if self.rows is None:
             return self.on
+        if self.trained_on:
+            return f"{counted(self.rows, 'row')} of {self.on}, {self.trained_on} of them trained on"
         held_out = "held-out " if self.settings.get("split") == "held_out" else ""
         return f"{counted(self.rows, f'{held_out}row')} of {self.on}"
 
@@ -114,6 +118,7 @@ def evaluation_in(body: Mapping[str, Any], created: str) -> Evaluation | None:
         data=text(data.get("digest")),
         rows_digest=text(data.get("rows_digest")) or text(data.get("digest")),
         rows=int(rows) if rows is not None and 0 < rows < _MOST_ROWS else None,
+        trained_on=int(min(max(finite(data.get("trained_on")) or 0, 0), _MOST_ROWS)),
         base=text(inner(body, "base").get("fingerprint")),
         base_perplexity=finite(result.get("base_perplexity")),
         numbers=numbers,

@@ -56,6 +56,8 @@ def in_a_line(attestation: Attestation) -> str:
             return _exported(body)
         case "eval", evaluated.PAIR:
             return evaluated.pair_in_words(body)
+        case "note", "gate":
+            return _ungated(body)
         case "template", _:
             return f"chat template {short(str(body.get('digest')))}"
     return ", ".join(f"{key} {value}" for key, value in body.items())
@@ -119,6 +121,14 @@ def _exported(body: Mapping[str, Any]) -> str:
 
 def _percent(value: object) -> str:
     return f"{value:.1%}" if isinstance(value, float) else "an unknown part"
+
+
+def _ungated(body: Mapping[str, Any]) -> str:
+    """`support/tone:prod given without its gate; not met: forgetting: ... (never evaluated on that)`."""
+    told = body.get("without_gates")
+    findings = [mapping(one) for one in told] if isinstance(told, list) else []
+    unmet = [f"{one.get('demand')} ({one.get('found')})" for one in findings if not one.get("held")]
+    return f"{body.get('name')} given without its gate; not met: {'; '.join(unmet)}"
 
 
 def _number(value: object) -> str:

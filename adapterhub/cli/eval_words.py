@@ -25,6 +25,12 @@ def remarks(ctx: Context, rows: Sequence[EvalRow]) -> None:
     """What should be known before the numbers are relied on."""
     from adapterhub.evaluate import judge
 
+    for row in rows:
+        if row.trained_on:
+            ctx.out.warn(
+                f"{row.name} was trained on {row.trained_on} of the {counted(row.rows, 'row')}: what it says there it may"
+                " have learned by heart. No gate takes that; evaluate with the split of its recipe."
+            )
     if left_out := rows[0].left_out:
         ctx.out.note(
             f"Left out for all: {counted(left_out, 'row')} whose answer has no room within --max-length."

@@ -11,6 +11,7 @@ import typer
 
 from adapterhub.cli.command import Context, command, require_extra
 from adapterhub.errors import UsageError
+from adapterhub.words import counted
 
 if TYPE_CHECKING:
     from adapterhub.evaluate import EvalRow
@@ -43,7 +44,8 @@ def evaluate(
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="The data file of the task; with --interactions one an adapter."
+            metavar="FILE",
+            help="The data file of the task; with --interactions one for each adapter.",
         ),
     ] = None,
     suite: Annotated[
@@ -105,6 +107,14 @@ def evaluate(
         int | None,
         typer.Option(
             help="Length of an answer.", min=1, rich_help_panel=_ANSWERS, show_default="256"
+        ),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_ANSWERS,
+            help="Write what each of them answered into this new file: a JSON line a row, with what was expected.",
         ),
     ] = None,
     by: Annotated[
@@ -237,7 +247,7 @@ def evaluate(
     given |= {"--system": system, "--server": server, "--contexts": contexts, "--rubric": rubric}
     given |= {"--judge": judge, "--judge-model": judge_model, "--judge-against": judge_against}
     given |= {"--measure": measure, "--max-length": max_length}
-    given |= {"--max-new-tokens": max_new_tokens}
+    given |= {"--max-new-tokens": max_new_tokens, "--answers": answers}
     if harness:
         from adapterhub.cli.harness import harness as run_harness
 
@@ -305,6 +315,7 @@ def evaluate(
         raise UsageError(
             "Several data files are for --interactions.", hint="Evaluate on one at a time."
         )
+    how["answers"] = answers
     _one_table(ctx, names, files[0] if files else None, suite=suite, prompt=prompt, how=how)
 
 
@@ -333,8 +344,15 @@ def _one_table(
     columns, lines = in_words(rows)
     ctx.out.table(lines, columns)
     told: list[EvalRow | Part] = [*rows, *(part for row in rows for part in row.parts.values())]
-    if (fewest := min((one.rows for one in told if one.versus_base), default=FEW)) < FEW:
-        ctx.out.note(f"{fewest} rows say little, whatever their interval: it knows only these.")
+    if (fewest := min((one.rows for one in told if one.versus_base), default=rows[0].rows)) < FEW:
+        ctx.out.note(
+            f"{counted(fewest, 'row')} {'says' if fewest == 1 else 'say'} little, whatever the interval: it knows only these."
+        )
+    if data is not None and how["split"] == "held_out" and how["max_rows"] is None and fewest < FEW:
+        ctx.out.note(
+            f"Scored is what --held-out {how['held_out']:g} leaves of the file. Of a file that was held out as a whole:"
+            " --split all --held-out 0."
+        )
     remarks(ctx, rows)
 
 
@@ -342,7 +360,7 @@ def _require_all_used(given: Mapping[str, object], of_data: Mapping[str, object]
     """UsageError where an option was given that changes nothing beside the others; --harness is not among them."""
     if given["--interactions"] is not None:
         _require_none(
-            {"--suite": given["--suite"], "--prompt": given["--prompt"]},
+            {option: given[option] for option in ("--suite", "--prompt", "--answers")},
             "--interactions",
             why="Each adapter is asked the rows of every one's own task.",
             hint="Name a --data FILE an adapter; leave out --interactions to ask all of them something else.",
@@ -363,7 +381,7 @@ def _require_all_used(given: Mapping[str, object], of_data: Mapping[str, object]
         )
     if given["--pair"]:
         _require_none(
-            {"--interactions": given["--interactions"]},
+            {option: given[option] for option in ("--interactions", "--answers")},
             "--pair",
             why="They are two questions.",
             hint="Ask one.",

@@ -27,7 +27,8 @@ def tag(
     without_gates: Annotated[
         bool,
         typer.Option(
-            "--without-gates", help="Though config.toml asks for evaluations; this is recorded."
+            "--without-gates",
+            help="Give the name although evaluations that config.toml asks for are missing; this is recorded.",
         ),
     ] = False,
 ) -> None:

@@ -79,6 +79,8 @@ def body_of(
     }
     if baselines:
         numbers["baselines"] = baselines
+    if row.trained_on:
+        facts = {**facts, "data": {**facts["data"], "trained_on": row.trained_on}}
     said = {"prompt": prompt, "answer": row.answer} if prompt is not None else None
     return {**facts, "result": _finite(numbers), "said": said}
 

@@ -27,11 +27,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from adapterhub.errors import GateError
-from adapterhub.evaluate.measures import parse_measure
+from adapterhub.evaluate.measures import KINDS, parse_measure
 from adapterhub.evaluate.suite import SHIPPED, load_suite
 from adapterhub.manifest import Attestation
 from adapterhub.names import Name
@@ -115,17 +115,49 @@ def _finding(
     words = in_words(demand)
     first = demand.than == "current" and current is None
     if first and demand.at_least is None and demand.at_most is None:
-        return Finding(words, True, "there is none yet")
-    rejected = "never evaluated on that"
+        return Finding(words, True, "nothing to compare with yet")
+    rejected: str | None = None
     for evaluation in reversed(evaluations):
         if not _is_about(demand, evaluation.body):
             continue
-        reason = _stale(evaluation.body, demand, home)
+        reason = _stale(evaluation.body, demand, home) or _unmeasured(demand, evaluation.body)
         if reason is None:
             held, found = _held(demand, evaluation.body, current)
             return Finding(words, held, found)
-        rejected = reason
-    return Finding(words, False, rejected)
+        rejected = rejected or reason  # the newest one's: that is what was tried last
+    return Finding(words, False, _impossible(demand) or rejected or "never evaluated on that")
+
+
+def _impossible(demand: Demand) -> str | None:
+    """Why no evaluation will ever meet it: what it names isn't there."""
+    kind = demand.measure.partition("=")[0]
+    if kind not in KINDS and "/" not in demand.measure:
+        return f"there is no measure '{demand.measure}': mend config.toml"
+    if (
+        demand.suite is not None
+        and demand.suite not in SHIPPED
+        and not Path(demand.suite).is_file()
+    ):
+        return f"there is no suite {demand.suite}: mend config.toml"
+    return None
+
+
+def _place(demand: Demand, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The numbers of the part that is asked for, else of the whole."""
+    result = inner(body, "result")
+    return inner(inner(result, "parts"), demand.part) if demand.part is not None else result
+
+
+def _unmeasured(demand: Demand, body: Mapping[str, Any]) -> str | None:
+    """An evaluation without the number says nothing; an older one may have it."""
+    measure, place = _measure_name(demand), _place(demand, body)
+    known = place if measure == "perplexity" else inner(place, "measures")
+    return None if measure in known else _without(demand)
+
+
+def _without(demand: Demand) -> str:
+    part = f" of the part {demand.part}" if demand.part else ""
+    return f"its evaluation has no {_measure_name(demand)}{part}"
 
 
 def _is_about(demand: Demand, body: Mapping[str, Any]) -> bool:
@@ -151,6 +183,8 @@ def _stale(body: Mapping[str, Any], demand: Demand, home: Home) -> str | None:
         return "evaluated with another chat template than the base's"
     if settings.get("server") is not None:
         return "answered by a server, and its numbers are only its word: evaluate without --server"
+    if seen := finite(data.get("trained_on")):
+        return f"{seen:g} of its rows were trained on: evaluate with the split of its recipe"
     if settings.get("max_rows") is not None or settings.get("limit") is not None:
         return "only some of the rows were evaluated"
     if demand.suite is None and settings.get("split") != "all":
@@ -186,14 +220,11 @@ def suite_name(suite: str) -> str:
 
 
 def _held(demand: Demand, body: Mapping[str, Any], current: str | None) -> tuple[bool, str]:
-    result = inner(body, "result")
-    place = inner(inner(result, "parts"), demand.part) if demand.part is not None else result
+    result, place = inner(body, "result"), _place(demand, body)
     measure = _measure_name(demand)
     value = _number(place, measure)
-    if value is None:
-        return False, f"its evaluation has no {measure}" + (
-            f" of the part {demand.part}" if demand.part else ""
-        )
+    if value is None:  # told, and no number: a model that has diverged
+        return False, _without(demand)
     told = [f"{measure} {value:.4g}"]
     held = not (demand.at_least is not None and value < demand.at_least)
     held = held and not (demand.at_most is not None and value > demand.at_most)

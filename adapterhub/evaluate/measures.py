@@ -133,6 +133,9 @@ _MAKERS: Mapping[str, Callable[[str, str | None], Measure]] = {
     "length": _length,
 }
 
+KINDS = frozenset({*_MAKERS, "perplexity", "passed", "judge"})
+"""What a measure may be called, up to its `=`; those of the harness have a `/`."""
+
 _NO_JSON = object()
 
 

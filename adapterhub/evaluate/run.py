@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.data import stop_token_ids
 from adapterhub.errors import IncompatibleError, UsageError
 from adapterhub.evaluate import models
+from adapterhub.evaluate.answers import require_room, write_answers
 from adapterhub.evaluate.attesting import body_of, facts_of
 from adapterhub.evaluate.backend import Backend
 from adapterhub.evaluate.baselines import baselines
@@ -26,6 +27,7 @@ from adapterhub.evaluate.subjects import BASE, Kind, Subject, find_subject, shar
 from adapterhub.evaluate.suite import PASSED, load_suite
 from adapterhub.evaluate.table import EvalRow, line
 from adapterhub.evaluate.task import Settings, SplitName, ask, choose, choose_suite
+from adapterhub.evaluate.trained_on import rows_trained_on
 
 if TYPE_CHECKING:
     from adapterhub.data import Row
@@ -63,6 +65,7 @@ def evaluate(
     judge: Judge | None = None,
     contexts: Path | None = None,
     server: str | None = None,
+    answers: Path | None = None,
     remark: Callable[[str], None] = lambda _: None,
 ) -> list[EvalRow]:
     """Scores every name on the same rows; the result is in the order of `names`, then the base as asked otherwise.
@@ -87,6 +90,7 @@ def evaluate(
         judge: let it compare every answer with the base's, or the row's own: one measure more.
         contexts: a file of texts retrieved for each question; also score the base that reads them first.
         server: a port or URL: ask there, in place of computing here. Names may be the server's own, too.
+        answers: a new file that gets what each of them answered, a JSON line for a row.
         remark: hears what should be known about how the server was asked.
 
     Raises UsageError, NotFoundError, FormatError and IncompatibleError before anything is loaded, where possible.
@@ -141,6 +145,14 @@ def evaluate(
     tokenizer = models.load_tokenizer(home)
     stop_ids = stop_token_ids(tokenizer, home)
     answering = bool(measures) or judge is not None
+    if answers is not None:
+        if not answering:
+            raise UsageError(
+                "--answers: nothing is asked that would be answered.",
+                why="A perplexity is taken over the answers of the data.",
+                hint="Add --measure, --suite or a judge.",
+            )
+        require_room(answers)
     ways: dict[Kind, Sequence[Row]] = {one.subject.kind: one.given(chosen.rows) for one in others}
     asked = ask(tokenizer, chosen, stop_ids, max_length, others=ways, answering=answering)
 
@@ -171,9 +183,17 @@ def evaluate(
         if not cached:
             raise
         raise KeyboardInterrupt("What was found is kept: the same command goes on there.") from None
+    if answers is not None:
+        write_answers(answers, found, asked)
     reference = next((one for one in found if one.subject.kind == "base"), None)
+    seen = {one: rows_trained_on(store, one, chosen) for one in set(used)} if data else {}
     table = [
-        replace(line(one, reference, asked.parts, found), left_out=asked.dropped) for one in found
+        replace(
+            line(one, reference, asked.parts, found),
+            left_out=asked.dropped,
+            trained_on=seen.get(one.subject.digest or "", 0),
+        )
+        for one in found
     ]
     if attest and base_model is not None:
         further: dict[str, Any] = {one.setting: one.digest(chosen.rows) for one in others}

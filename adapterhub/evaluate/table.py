@@ -106,6 +106,8 @@ class EvalRow:
     """Where a judge compared its answers."""
     left_out: int = 0
     """Rows that nobody was scored on, because in one way of asking their answer lies behind max_length."""
+    trained_on: int = 0
+    """Of the rows, those that it is known to have been trained on."""
 
 
 @dataclass(frozen=True)

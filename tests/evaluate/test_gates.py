@@ -139,7 +139,7 @@ def test_a_release_is_held_against_the_one_before_it(
     demand = f'[[gates.demands]]\ndata = "{digest}"\nthan = "current"\nverdict = "not worse"\n'
     store = configure(store, demand)
     prod = parse_name("nothing:prod")
-    assert store.tag(store.resolve("nothing"), prod), "there is none yet"
+    assert store.tag(store.resolve("nothing"), prod), "nothing to compare with yet"
     table(store, base, data, "one")
     with pytest.raises(GateError) as caught:
         store.tag(store.resolve("one"), prod, move=True)
@@ -244,7 +244,7 @@ def test_removing_a_name_is_no_way_round_the_comparison(
     digest = dataset_digest(read_rows(data))
     demand = f'[[gates.demands]]\ndata = "{digest}"\nthan = "current"\nverdict = "better"\n'
     store = configure(store, demand)
-    assert store.tag(store.resolve("nothing"), PROD), "there is none yet"
+    assert store.tag(store.resolve("nothing"), PROD), "nothing to compare with yet"
     store.remove([PROD])
     table(store, base, data, "one")
     with pytest.raises(GateError) as caught:
@@ -284,3 +284,51 @@ def test_what_is_neither_better_nor_worse_opens_nothing(
     with pytest.raises(GateError) as caught:
         store.tag(store.resolve("one"), PROD)
     assert "neither better nor worse" in caught.value.why
+
+
+def test_an_evaluation_without_the_measure_leaves_an_older_one_its_word(
+    store: Store, one: str, base: Path, data: Path
+) -> None:
+    digest = dataset_digest(read_rows(data))
+    demand = f'data = "{digest}"\nmeasure = "length"\nat_least = 0\nmax_new_tokens = 2\n'
+    store = configure(store, f"[[gates.demands]]\n{demand}")
+    table(store, base, data, "one")
+    with pytest.raises(GateError) as caught:
+        store.tag(store.resolve("one"), PROD)
+    assert "its evaluation has no length" in caught.value.why
+    table(store, base, data, "one", measures=[parse_measure("length")], max_new_tokens=2)
+    table(store, base, data, "one", system="Be brief.")
+    assert store.tag(store.resolve("one"), PROD)
+
+
+def test_a_newer_evaluation_that_has_diverged_counts(
+    store: Store, one: str, base: Path, data: Path
+) -> None:
+    digest = dataset_digest(read_rows(data))
+    store = configure(store, f'[[gates.demands]]\ndata = "{digest}"\nat_most = 1e9\n')
+    table(store, base, data, "one")
+    assert store.tag(store.resolve("one"), PROD)
+    (*_, latest) = (item for item in store.attestations(one) if item.type == "eval")
+    diverged = {**latest.body, "result": {**latest.body["result"], "perplexity": None}}
+    store.attest(one, "eval", diverged)
+    with pytest.raises(GateError) as caught:
+        store.tag(store.resolve("one"), parse_name("two:prod"))
+    assert "its evaluation has no perplexity" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("demand", "said"),
+    [
+        ('data = "sha256:00000000"\nmeasure = "containz"', "there is no measure 'containz'"),
+        ('suite = "ours.yaml"', "there is no suite"),
+        ('suite = "hours"', "there is no suite"),
+    ],
+)
+def test_what_a_gate_names_and_isnt_there_is_told(
+    store: Store, one: str, demand: str, said: str
+) -> None:
+    store = configure(store, f"[[gates.demands]]\n{demand}\nat_least = 0.5\n")
+    with pytest.raises(GateError) as caught:
+        store.tag(store.resolve("one"), PROD)
+    assert said in caught.value.why
+    assert "mend config.toml" in caught.value.why

@@ -65,7 +65,7 @@ def test_what_a_name_means_already_is_held_against_what_it_meant_before(store: S
     one = gating.standing(gated, prod, tone.digest)
     assert one is not None
     assert one.open
-    assert one.findings[-1].found == "there is none yet"
+    assert one.findings[-1].found == "nothing to compare with yet"
     gated.tag(gated.resolve("desk/both"), prod, move=True, without_gates=True)
     both = gating.standing(gated, prod, gated.resolve("desk/both").digest)
     assert both is not None
