@@ -15,10 +15,10 @@
     than = "current"                           # or "base": beside what the name means now
     verdict = "not worse"                      # or "better"
 
-Only the newest evaluation counts of those that are about these very weights: on the data or the suite as it is today, on the
+Only the newest evaluation that has the measure counts of those that are about these very weights: on the data or the suite as it is today, on the
 base that the adapter is known to belong to, as it is configured and with its chat template where it is on this machine, with room for
 answers of `max_new_tokens` (256 where nothing is said), and on all of the rows: those that the usual split holds out (`held_out` and
-`split_seed` of a demand say another), or all there are. What a server answered doesn't count: which weights it asked is
+`split_seed` of a demand say another), or all there are; none of them trained on. What a server answered doesn't count: which weights it asked is
 known by its word alone, and whoever listens on a port can give it.
 """
 
@@ -31,6 +31,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from adapterhub.errors import GateError
+from adapterhub.evaluate.gate_commands import commands
 from adapterhub.evaluate.measures import KINDS, parse_measure
 from adapterhub.evaluate.suite import SHIPPED, load_suite
 from adapterhub.manifest import Attestation
@@ -93,16 +94,35 @@ def judge(
     return [_finding(demand, evaluations, home, current) for demand in demands]
 
 
-def require(findings: Sequence[Finding], name: Name, digest: str) -> None:
-    """GateError, with what was found about every demand, unless all of them hold."""
-    if all(finding.held for finding in findings):
+def require(
+    findings: Sequence[Finding],
+    demands: Sequence[Demand],
+    name: Name,
+    digest: str,
+    *,
+    now: str | None,
+    current: str | None,
+) -> None:
+    """GateError, with what was found about every demand and what to type, unless all of them hold.
+
+    Args:
+        findings: about each of `demands`.
+        now: the digest that the name means now; `current`: what the adapter is held beside.
+    """
+    unmet = [one for one, found in zip(demands, findings, strict=True) if not found.held]
+    if not unmet:
         return
     lines = [f"{'yes' if f.held else 'no '}  {f.demand}: {f.found}" for f in findings]
     raise GateError(
         f"{name} asks for more than is known of @{short(digest)}.",
         why="\n  ".join(lines),
-        hint=f"Evaluate it (adapterhub eval ... base), then tag it: adapterhub tag @{short(digest)} {name}"
-        " --move; --without-gates does it all the same, and is recorded.",
+        hint="\n  ".join(
+            [
+                "Evaluate it, then give the name; with --without-gates it is given all the same, and that is recorded.",
+                *commands(unmet, digest, current),
+                f"adapterhub tag @{short(digest)} {name}{' --move' if now else ''}",
+            ]
+        ),
     )
 
 

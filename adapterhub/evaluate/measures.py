@@ -133,8 +133,10 @@ _MAKERS: Mapping[str, Callable[[str, str | None], Measure]] = {
     "length": _length,
 }
 
-KINDS = frozenset({*_MAKERS, "perplexity", "passed", "judge"})
-"""What a measure may be called, up to its `=`; those of the harness have a `/`."""
+MADE = frozenset(_MAKERS)
+"""Measures that `parse_measure` makes, by what comes before their `=`."""
+KINDS = MADE | {"perplexity", "passed", "judge"}
+"""What else is called a measure; those of the harness have a `/`."""
 
 _NO_JSON = object()
 

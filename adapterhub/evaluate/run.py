@@ -187,13 +187,16 @@ def evaluate(
         write_answers(answers, found, asked)
     reference = next((one for one in found if one.subject.kind == "base"), None)
     seen = {one: rows_trained_on(store, one, chosen) for one in set(used)} if data else {}
+    lines = [line(one, reference, asked.parts, found) for one in found]
     table = [
         replace(
-            line(one, reference, asked.parts, found),
+            row,
+            # Rows come in the order of their digests, so that an interval is the same told apart or not.
+            parts=row.parts if by is None else dict(sorted(row.parts.items())),
             left_out=asked.dropped,
-            trained_on=seen.get(one.subject.digest or "", 0),
+            trained_on=seen.get(row.digest or "", 0),
         )
-        for one in found
+        for row in lines
     ]
     if attest and base_model is not None:
         further: dict[str, Any] = {one.setting: one.digest(chosen.rows) for one in others}

@@ -71,11 +71,14 @@ def standings(store: Store, digest: str, names: Iterable[Name]) -> list[Standing
 
 def require(store: Store, name: Name, digest: str) -> None:
     """GateError where `name` asks for more than is known of the adapter."""
-    found = findings(store, name, digest)
-    if found:
+    demands = _demands(store, name)
+    if demands:
         from adapterhub.evaluate import gates
 
-        gates.require(found, name, digest)
+        now = store.refs.now(name)
+        current = now or _last(store, name)
+        found = _judged(store, name, digest, demands, now)
+        gates.require(found, demands, name, digest, now=now, current=current)
 
 
 def _demands(store: Store, name: Name) -> list[Demand]:
@@ -106,13 +109,18 @@ def _judged(
     known = store.layout.manifest(digest).exists()  # else it is about to be added
     told = store.attestations(digest) if known else []
     if current is None and removed:
-        current = next(iter(_releases(store, name)[::-1]), None)
+        current = _last(store, name)
     return judge(
         demands,
         [one for one in told if one.type == "eval"],
         home=_home(store, digest) if known else Home(None),
         current=current,
     )
+
+
+def _last(store: Store, name: Name) -> str | None:
+    """What the name meant last."""
+    return next(iter(_releases(store, name)[::-1]), None)
 
 
 def _home(store: Store, digest: str) -> Home:

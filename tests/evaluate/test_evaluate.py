@@ -261,6 +261,8 @@ def test_parts_of_the_data_are_told_by_themselves_and_add_up(
     data.write_text(json.dumps(rows))
     add("one")
     table = evaluate(store, ["base", "one"], base=str(base), data=data, split="all", by="lang")
+    whole = evaluate(store, ["base", "one"], base=str(base), data=data, split="all")
+    assert table[1].versus_base == whole[1].versus_base, "told apart or not"
     parts = table[1].parts
     assert list(parts) == ["de", "en"]
     assert sum(part.rows for part in parts.values()) == table[1].rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -332,3 +333,51 @@ def test_what_a_gate_names_and_isnt_there_is_told(
         store.tag(store.resolve("one"), PROD)
     assert said in caught.value.why
     assert "mend config.toml" in caught.value.why
+
+
+def test_what_a_refusal_says_to_type_opens_the_gate(
+    store: Store, one: str, trained: str, base: Path, tmp_path: Path
+) -> None:
+    assert call("base", "add", base).code == 0
+    (store.home / "mine.yaml").write_text(
+        "about: x\nparts: {a: [{ask: 'Hi?', answer: Hello}, {ask: 'So?', answer: Sure}]}\n"
+    )
+    suite = 'suite = "mine.yaml"\nmax_new_tokens = 2\n'
+    store = configure(
+        store,
+        f'[[gates.demands]]\n{suite}measure = "passed"\nat_least = 0\n'
+        f'[[gates.demands]]\n{suite}measure = "lacks=it\'s"\nat_least = 0\n'
+        f"[[gates.demands]]\n{suite}at_most = 1e9\n",
+    )
+    with pytest.raises(GateError) as caught:
+        store.tag(store.resolve("one"), PROD)
+    first, evaluate_it, tag_it = caught.value.hint.split("\n  ")
+    assert "--without-gates" in first
+    assert evaluate_it.count("--measure") == 1
+    for line in (evaluate_it, tag_it):
+        said = call(*shlex.split(line)[1:])
+        assert said.code == 0, said.err
+    assert store.refs.read(PROD) == one
+
+    than = f'[[gates.demands]]\n{suite}than = "current"\nat_most_worse = 1e9\n'
+    store = configure(store, than)
+    with pytest.raises(GateError) as caught:
+        store.tag(store.resolve("nothing"), PROD, move=True)
+    for line in caught.value.hint.split("\n  ")[1:]:
+        said = call(*shlex.split(line)[1:])
+        assert said.code == 0, said.err
+    assert store.refs.read(PROD) == trained
+
+
+def test_of_data_the_refusal_says_which_rows_and_parts(store: Store, one: str) -> None:
+    data = 'data = "sha256:00000000"\n'
+    store = configure(
+        store,
+        f'[[gates.demands]]\n{data}held_out = 0.3\nsplit_seed = 4\nby = "lang"\npart = "de"\nat_most = 9\n'
+        f'[[gates.demands]]\n{data}measure = "late/acc"\nat_least = 0.5\n',
+    )
+    with pytest.raises(GateError) as caught:
+        store.tag(store.resolve("one"), PROD)
+    _, by_data, by_task, _ = caught.value.hint.split("\n  ")
+    assert by_data.endswith(" --data FILE --held-out 0.3 --split-seed 4 --by lang")
+    assert by_task.endswith(" --harness late")
