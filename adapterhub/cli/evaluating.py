@@ -62,7 +62,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--format",
-            help="alpaca, messages, sharegpt or text; by default told from the first row.",
+            help="alpaca, messages, sharegpt, prompt_completion or text; by default told from the first row.",
         ),
     ] = None,
     held_out: Annotated[

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+LEAST = 6
+"""Rows that show anything: that five go the same way happens by chance 2 times in 2**5, more than once in twenty."""
 _AT_A_TIME = 2**21
 """Drawn rows held at a time: 16 MB."""
 
@@ -29,10 +31,12 @@ class Interval:
     low: float
     high: float
     level: float = LEVEL
+    rows: int = LEAST
+    """That it was drawn from."""
 
     def word(self, *, lower_is_better: bool) -> Word:
-        """`same` where zero lies within the interval: no difference was shown."""
-        if self.low <= 0 <= self.high:
+        """`same` where no difference was shown: zero lies within the interval, or the rows are fewer than LEAST."""
+        if self.rows < LEAST or self.low <= 0 <= self.high:
             return "same"
         return "better" if (self.estimate < 0) == lower_is_better else "worse"
 
@@ -59,9 +63,9 @@ def ratio_interval(
     estimate = float(values.sum() / weights.sum())
     drawn = _resampled(values, weights, resamples, np.random.default_rng(seed))
     if drawn.min() == drawn.max():
-        return Interval(estimate, estimate, estimate, level)
+        return Interval(estimate, estimate, estimate, level, len(values))
     low, high = np.quantile(drawn, _shares(estimate, drawn, values, weights, level))
-    return Interval(estimate, float(low), float(high), level)
+    return Interval(estimate, float(low), float(high), level, len(values))
 
 
 def _resampled(

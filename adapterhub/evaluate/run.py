@@ -99,7 +99,7 @@ def evaluate(
     if (data is None) == (suite is None):
         raise UsageError(
             "Say on what: --data FILE or --suite NAME, one of them.",
-            hint="adapterhub eval NAME base --suite forgetting",
+            hint="adapterhub eval NAME base --suite forgetting; or a public benchmark: --harness TASK",
         )
     where = f"--data {data}" if data is not None else f"--suite {suite}"
     if not names:

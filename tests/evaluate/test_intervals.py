@@ -68,7 +68,7 @@ def test_it_scales_with_what_is_measured_and_turns_with_its_sign(
 
 
 def test_no_difference_is_no_difference_and_one_row_says_nothing() -> None:
-    assert ratio_interval([0.0] * 5, [3.0] * 5) == Interval(0.0, 0.0, 0.0)
+    assert ratio_interval([0.0] * 7, [3.0] * 7) == Interval(0.0, 0.0, 0.0, rows=7)
     assert ratio_interval([1.0], [1.0]) is None
     assert ratio_interval([], []) is None
 
@@ -81,3 +81,11 @@ def test_the_word_for_a_loss(low: float, high: float, word: str) -> None:
     assert interval.word(lower_is_better=True) == word
     opposite = {"better": "worse", "worse": "better", "same": "same"}
     assert interval.word(lower_is_better=False) == opposite[word]
+
+
+@pytest.mark.parametrize(("rows", "word"), [(2, "same"), (5, "same"), (6, "worse"), (40, "worse")])
+def test_few_rows_show_nothing_however_alike_they_are(rows: int, word: str) -> None:
+    found = ratio_interval([1.0] * rows, [2.0] * rows)
+    assert found is not None
+    assert found.low == found.high == 0.5
+    assert found.word(lower_is_better=True) == word
