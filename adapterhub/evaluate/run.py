@@ -187,16 +187,18 @@ def evaluate(
         write_answers(answers, found, asked)
     reference = next((one for one in found if one.subject.kind == "base"), None)
     seen = {one: rows_trained_on(store, one, chosen) for one in set(used)} if data else {}
-    lines = [line(one, reference, asked.parts, found) for one in found]
+    order: Sequence[int] = range(len(asked.plain.rows))
+    if (
+        by is not None
+    ):  # as they stand where nothing is told apart: the interval of all of them is the same
+        order = sorted(order, key=lambda place: asked.plain.rows[place].digest)
     table = [
         replace(
-            row,
-            # Rows come in the order of their digests, so that an interval is the same told apart or not.
-            parts=row.parts if by is None else dict(sorted(row.parts.items())),
+            line(one, reference, asked.parts, found, order),
             left_out=asked.dropped,
-            trained_on=seen.get(row.digest or "", 0),
+            trained_on=seen.get(one.subject.digest or "", 0),
         )
-        for row in lines
+        for one in found
     ]
     if attest and base_model is not None:
         further: dict[str, Any] = {one.setting: one.digest(chosen.rows) for one in others}

@@ -131,7 +131,11 @@ class Found:
 
 
 def line(
-    found: Found, base: Found | None, parts: Sequence[str], all_of_them: Sequence[Found]
+    found: Found,
+    base: Found | None,
+    parts: Sequence[str],
+    all_of_them: Sequence[Found],
+    order: Sequence[int] | None = None,
 ) -> EvalRow:
     """The line of one model.
 
@@ -139,9 +143,11 @@ def line(
         all_of_them: everything in the table.
         base: what was found out about the base, where it is among the models.
         parts: what each row is a part of; nothing where they aren't told apart.
+        order: of all rows, in which an interval's are drawn; as they stand where nothing is said.
     """
     against = None if base is found else base
-    whole = _part(found, against, range(found.rows))
+    places = range(found.rows) if order is None else order
+    whole = _part(found, against, places)
     answered = sum(one.tokens for one in found.answers if one is not None)
     return EvalRow(
         name=found.subject.name,
@@ -161,7 +167,7 @@ def line(
             for name in dict.fromkeys(parts)
         },
         versus={
-            other.subject.digest: _rival(found, other)
+            other.subject.digest: _rival(found, other, places)
             for other in all_of_them
             if other.subject.digest not in (None, found.subject.digest)
         },
@@ -169,8 +175,8 @@ def line(
     )
 
 
-def _rival(found: Found, other: Found) -> Rival:
-    beside = _part(found, other, range(found.rows))
+def _rival(found: Found, other: Found, places: Sequence[int]) -> Rival:
+    beside = _part(found, other, places)
     measures = {name: one.versus_base for name, one in beside.measures.items()}
     return Rival(beside.versus_base, {name: one for name, one in measures.items() if one})
 

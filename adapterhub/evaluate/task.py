@@ -62,6 +62,9 @@ def choose(data: Path, fmt: str | None, settings: Settings, by: str | None) -> C
     chosen = split.held_out if settings.split == "held_out" else split.train
     rows = tuple(sorted(chosen, key=lambda row: row.digest)[: settings.max_rows])
     parts = column_of(data, rows, by) if by is not None else ()
+    if parts:  # told in the order of the column's values
+        order = sorted(range(len(rows)), key=lambda place: (parts[place], rows[place].digest))
+        rows, parts = tuple(rows[at] for at in order), tuple(parts[at] for at in order)
     references = tuple(row.answers[0] if row.answers else "" for row in rows)
     return Chosen(every, rows, parts, references, dataset_digest(every))
 
