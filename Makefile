@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example test check crash fuzz bench-store bench-merge bench-methods bench-export bench-serve soak bench-train bench-eval bench-tui-start pictures format lock clean
+.PHONY: help setup demo example test check crash fuzz bench-store bench-merge bench-methods bench-export bench-serve soak bench-train bench-eval bench-tui bench-tui-start pictures format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
