@@ -58,6 +58,13 @@ class Home:
     """Whether it is."""
 
 
+_ADVICE = {
+    True: "Evaluate it, then give the name; with --without-gates it is given all the same, and that is recorded.",
+    False: "It is evaluated, and that isn't enough; with --without-gates it is given all the same, and that is recorded.",
+}
+"""By whether something is still unknown."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One demand and what is known about it."""
@@ -65,6 +72,8 @@ class Finding:
     demand: str
     held: bool
     found: str
+    known: bool = True
+    """Whether an evaluation that counts says so; else there is none."""
 
 
 def demands_on(gates: Sequence[Gate], name: Name) -> list[Demand]:
@@ -109,20 +118,15 @@ def require(
         findings: about each of `demands`.
         now: the digest that the name means now; `current`: what the adapter is held beside.
     """
-    unmet = [one for one, found in zip(demands, findings, strict=True) if not found.held]
-    if not unmet:
+    if all(finding.held for finding in findings):
         return
+    unknown = [one for one, found in zip(demands, findings, strict=True) if not found.known]
     lines = [f"{'yes' if f.held else 'no '}  {f.demand}: {f.found}" for f in findings]
+    tag = [f"adapterhub tag @{short(digest)} {name}{' --move' if now else ''}"] if unknown else []
     raise GateError(
         f"{name} asks for more than is known of @{short(digest)}.",
         why="\n  ".join(lines),
-        hint="\n  ".join(
-            [
-                "Evaluate it, then give the name; with --without-gates it is given all the same, and that is recorded.",
-                *commands(unmet, digest, current),
-                f"adapterhub tag @{short(digest)} {name}{' --move' if now else ''}",
-            ]
-        ),
+        hint="\n  ".join([_ADVICE[bool(unknown)], *commands(unknown, digest, current), *tag]),
     )
 
 
@@ -142,10 +146,10 @@ def _finding(
             continue
         reason = _stale(evaluation.body, demand, home) or _unmeasured(demand, evaluation.body)
         if reason is None:
-            held, found = _held(demand, evaluation.body, current)
-            return Finding(words, held, found)
+            return _held(demand, evaluation.body, current)
         rejected = rejected or reason  # the newest one's: that is what was tried last
-    return Finding(words, False, _impossible(demand) or rejected or "never evaluated on that")
+    why = _impossible(demand) or rejected or "never evaluated on that"
+    return Finding(words, False, why, known=False)
 
 
 def _impossible(demand: Demand) -> str | None:
@@ -239,23 +243,25 @@ def suite_name(suite: str) -> str:
     return suite if suite in SHIPPED else PurePath(suite).name
 
 
-def _held(demand: Demand, body: Mapping[str, Any], current: str | None) -> tuple[bool, str]:
+def _held(demand: Demand, body: Mapping[str, Any], current: str | None) -> Finding:
+    """What an evaluation that counts says about a demand."""
+    words = in_words(demand)
     result, place = inner(body, "result"), _place(demand, body)
     measure = _measure_name(demand)
     value = _number(place, measure)
     if value is None:  # told, and no number: a model that has diverged
-        return False, _without(demand)
+        return Finding(words, False, _without(demand))
     told = [f"{measure} {value:.4g}"]
     held = not (demand.at_least is not None and value < demand.at_least)
     held = held and not (demand.at_most is not None and value > demand.at_most)
     if current is None and demand.than == "current":
-        return held, ", ".join(told)
+        return Finding(words, held, ", ".join(told))
     if demand.verdict is None and demand.at_most_worse is None:
-        return held, ", ".join(told)
+        return Finding(words, held, ", ".join(told))
     versus = _versus(demand, result, place, current)
     if versus is None:
         against = "the base" if demand.than == "base" else f"@{short(str(current))}"
-        return False, f"not evaluated beside {against}"
+        return Finding(words, False, f"not evaluated beside {against}", known=False)
     verdict = versus.get("verdict")
     than = "the base" if demand.than == "base" else "now"
     how = "the same as" if verdict == "same" else f"{verdict or 'neither better nor worse'} than"
@@ -267,7 +273,7 @@ def _held(demand: Demand, body: Mapping[str, Any], current: str | None) -> tuple
         worse = _worse_by(demand, versus)
         told.append(f"by {worse:+.1%}")
         held = held and worse <= demand.at_most_worse
-    return held, ", ".join(told)
+    return Finding(words, held, ", ".join(told))
 
 
 def _versus(

@@ -89,6 +89,8 @@ def test_what_is_worse_than_the_base_stays_out_and_is_told_by_how_much(
     with pytest.raises(GateError) as caught:
         store.tag(store.resolve("one"), PROD)
     assert f"perplexity {row.perplexity:.4g}" in caught.value.why
+    assert "that isn't enough" in caught.value.hint
+    assert "adapterhub eval" not in caught.value.hint, "it is known already"
     grown = perplexity_of(row) / perplexity_of(table(store, base, data)[0]) - 1
     assert f"{grown:+.1%}" in caught.value.why
     store = configure(store, demand.replace("-0.9", "1000"))
@@ -145,6 +147,7 @@ def test_a_release_is_held_against_the_one_before_it(
     with pytest.raises(GateError) as caught:
         store.tag(store.resolve("one"), prod, move=True)
     assert "not evaluated beside" in caught.value.why
+    assert "adapterhub eval base @" in caught.value.hint
     row = table(store, base, data, "one", "nothing")[1]
     beside = row.versus[trained].loss
     assert beside is not None
