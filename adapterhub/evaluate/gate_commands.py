@@ -9,8 +9,8 @@ from adapterhub.evaluate.measures import MADE
 from adapterhub.settings import Demand
 from adapterhub.words import short
 
-_USUAL_TOKENS = 256
-"""Of an answer, where `eval` is told nothing."""
+_USUAL = Demand()
+"""What `eval` does by itself, a demand asks for by itself."""
 
 
 def commands(demands: Sequence[Demand], digest: str, current: str | None) -> list[str]:
@@ -33,9 +33,9 @@ def _task(demand: Demand) -> tuple[str, ...]:
     if demand.suite is not None:
         return "--suite", demand.suite
     told = ["--data", "FILE"]
-    if demand.held_out != Demand().held_out:
+    if demand.held_out != _USUAL.held_out:
         told += ["--held-out", f"{demand.held_out:g}"]
-    if demand.split_seed != Demand().split_seed:
+    if demand.split_seed != _USUAL.split_seed:
         told += ["--split-seed", str(demand.split_seed)]
     if demand.by is not None:
         told += ["--by", demand.by]
@@ -50,8 +50,8 @@ def _command(
     answers = [one for one in asked if one.measure.partition("=")[0] in MADE]
     for measure in dict.fromkeys(one.measure for one in answers):
         words += ["--measure", measure]
-    most = max((one.max_new_tokens for one in asked), default=_USUAL_TOKENS)
-    if most != _USUAL_TOKENS and (answers or task[0] == "--suite"):
+    most = max(one.max_new_tokens for one in asked)
+    if most != _USUAL.max_new_tokens and (answers or task[0] == "--suite"):
         words += ["--max-new-tokens", str(most)]
     if any(one.measure.partition("=")[0] == "judge" for one in asked):
         words += ["--judge", "URL", "--judge-model", "NAME", "--rubric", "RUBRIC"]

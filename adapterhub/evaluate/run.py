@@ -186,7 +186,11 @@ def evaluate(
     if answers is not None:
         write_answers(answers, found, asked)
     reference = next((one for one in found if one.subject.kind == "base"), None)
-    seen = {one: rows_trained_on(store, one, chosen) for one in set(used)} if data else {}
+    seen = (
+        {one: rows_trained_on(store, one, chosen, asked.plain.rows) for one in set(used)}
+        if data
+        else {}
+    )
     order: Sequence[int] = range(len(asked.plain.rows))
     if (
         by is not None

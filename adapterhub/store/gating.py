@@ -41,7 +41,9 @@ class Standing:
 def findings(store: Store, name: Name, digest: str) -> list[Finding]:
     """What `name` asks for before it may mean the adapter, and what is known about that."""
     demands = _demands(store, name)
-    return _judged(store, name, digest, demands, store.refs.now(name)) if demands else []
+    if not demands:
+        return []
+    return _judged(store, name, digest, demands, store.refs.now(name) or _last(store, name))
 
 
 def standing(store: Store, name: Name, digest: str) -> Standing | None:
@@ -55,9 +57,9 @@ def standing(store: Store, name: Name, digest: str) -> Standing | None:
     now = store.refs.now(name)
     if now == digest:
         before = next(iter(_releases(store, name)[-2:-1]), None)
-        judged = _judged(store, name, digest, demands, before, removed=False)
+        judged = _judged(store, name, digest, demands, before)
     else:
-        judged = _judged(store, name, digest, demands, now)
+        judged = _judged(store, name, digest, demands, now or _last(store, name))
     return Standing(name, tuple(judged), now)
 
 
@@ -77,7 +79,7 @@ def require(store: Store, name: Name, digest: str) -> None:
 
         now = store.refs.now(name)
         current = now or _last(store, name)
-        found = _judged(store, name, digest, demands, now)
+        found = _judged(store, name, digest, demands, current)
         gates.require(found, demands, name, digest, now=now, current=current)
 
 
@@ -95,21 +97,12 @@ def _judged(
     digest: str,
     demands: Sequence[Demand],
     current: str | None,
-    *,
-    removed: bool = True,
 ) -> list[Finding]:
-    """Each demand with what is known about it.
-
-    Args:
-        current: what the adapter is held beside where a demand asks for that.
-        removed: without a current one, the last that the name meant takes its place: removing it is no way round.
-    """
+    """Each demand with what is known about it; `current`: what the adapter is held beside where one asks for that."""
     from adapterhub.evaluate.gates import Home, judge
 
     known = store.layout.manifest(digest).exists()  # else it is about to be added
     told = store.attestations(digest) if known else []
-    if current is None and removed:
-        current = _last(store, name)
     return judge(
         demands,
         [one for one in told if one.type == "eval"],
@@ -119,7 +112,7 @@ def _judged(
 
 
 def _last(store: Store, name: Name) -> str | None:
-    """What the name meant last."""
+    """What the name meant last. Where it means nothing now, that takes its place: removing it is no way round."""
     return next(iter(_releases(store, name)[::-1]), None)
 
 
