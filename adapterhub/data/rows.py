@@ -90,7 +90,7 @@ class Row(Example):
     def canonical(self) -> bytes:
         if self.text is not None:
             return canonical_bytes({"text": self.text})
-        return canonical_bytes({"messages": _plain(self.messages)})
+        return canonical_bytes({"messages": plain_messages(self.messages)})
 
     @property
     def turns(self) -> tuple[Message, ...]:
@@ -122,9 +122,9 @@ class Preference(Example):
     def canonical(self) -> bytes:
         return canonical_bytes(
             {
-                "prompt": _plain(self.prompt),
-                "chosen": _plain(self.chosen),
-                "rejected": _plain(self.rejected),
+                "prompt": plain_messages(self.prompt),
+                "chosen": plain_messages(self.chosen),
+                "rejected": plain_messages(self.rejected),
             }
         )
 
@@ -149,5 +149,6 @@ class Preference(Example):
         )
 
 
-def _plain(messages: Iterable[Message]) -> list[dict[str, str]]:
+def plain_messages(messages: Iterable[Message]) -> list[dict[str, str]]:
+    """As a chat template and an endpoint take them."""
     return [{"role": m.role, "content": m.content} for m in messages]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapterhub.data import Row
+from adapterhub.data.rows import plain_messages
 from adapterhub.errors import UsageError
 from adapterhub.evaluate.table import Found
 from adapterhub.evaluate.task import Asked
@@ -39,13 +39,9 @@ def _records(found: Sequence[Found], asked: Asked) -> Iterator[dict[str, Any]]:
                 "kind": model.subject.kind,
                 **({"part": asked.parts[place]} if asked.parts else {}),
                 "row": row.number,
-                "question": _question(row),
+                "question": plain_messages(row.question),
                 "expected": row.answers[0] if row.answers else None,
                 "answer": answer.text,
                 "tokens": answer.tokens,
                 "measures": {name: values[place] for name, values in model.values.items()},
             }
-
-
-def _question(row: Row) -> list[dict[str, Any]]:
-    return [{"role": turn.role, "content": turn.content} for turn in row.question]

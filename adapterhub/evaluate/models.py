@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub.data import Message
+from adapterhub.data.rows import plain_messages
 from adapterhub.data.templates import chat_template, render
 from adapterhub.errors import IncompatibleError, MissingDependencyError, UsageError
 from adapterhub.evaluate.pieces import Pieces
@@ -141,7 +142,7 @@ def prompt_tokens(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
         found: list[int] = tokenizer(text)["input_ids"]
         return found
     asked = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-    turns = [{"role": message.role, "content": message.content} for message in asked]
+    turns = plain_messages(asked)
     try:
         text = render(tokenizer, chat_template(tokenizer), turns, add_generation_prompt=True)
     except IncompatibleError as error:

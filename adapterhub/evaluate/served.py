@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub.canonical import canonical_bytes, digest_of
 from adapterhub.data.masking import IGNORED, Encoded
-from adapterhub.data.rows import Message
+from adapterhub.data.rows import Message, plain_messages
 from adapterhub.errors import IncompatibleError, RemoteError, UsageError
 from adapterhub.evaluate import models
 from adapterhub.evaluate.generate import answer_of
@@ -403,7 +403,7 @@ class _Served:
             return answer_of(of.tokenizer, made, of.stop_ids)
         body = {
             "model": self._name,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
+            "messages": plain_messages(turns),
             "temperature": 0,
             "max_tokens": max_new_tokens,
         }
